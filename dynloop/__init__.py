@@ -1,0 +1,55 @@
+"""dynloop: the dynamics of looped language models.
+
+A looped model applies one block of layers again and again, h <- F(h; x). dynloop records what the loop does, measures
+it, and reports the numbers with their intervals. Public names load on first use, so that `import dynloop` and
+`dynloop --help` answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dynloop.lazy import exports
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Outcome": "dynloop.outcome",
+    "Trajectories": "dynloop.trajectories",
+    "Measurement": "dynloop.measurement",
+    "Estimate": "dynloop.statistics",
+    "Report": "dynloop.report",
+    "Store": "dynloop.store",
+    "open_store": "dynloop.store",
+    "save": "dynloop.store",
+    "load": "dynloop.store",
+    "measure": "dynloop.measuring",
+    "analyzer": "dynloop.measuring",
+    "capture": "dynloop.recording",
+    "successive_distance": "dynloop.analyzers",
+    "distance_to_limit": "dynloop.analyzers",
+    "contraction_rate": "dynloop.analyzers",
+    "limit_regime_blayney": "dynloop.analyzers",
+    "estimate": "dynloop.statistics",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from dynloop.analyzers import (
+        contraction_rate,
+        distance_to_limit,
+        limit_regime_blayney,
+        successive_distance,
+    )
+    from dynloop.measurement import Measurement
+    from dynloop.measuring import analyzer, measure
+    from dynloop.outcome import Outcome
+    from dynloop.recording import capture
+    from dynloop.report import Report
+    from dynloop.statistics import Estimate, estimate
+    from dynloop.store import Store, load, open_store, save
+    from dynloop.trajectories import Trajectories
+
+
+__getattr__, __dir__ = exports(__name__, _HOMES)

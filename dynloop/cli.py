@@ -1,0 +1,256 @@
+"""`dynloop ...`: one command from a model to a report. Heavy modules load when a command runs, not for --help."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from dynloop import __version__
+from dynloop.nano.config import INJECTIONS, NORMS, RECIPES, SAMPLING, STARTS, NanoConfig, TrainingConfig
+
+CHOICES = {"injection": INJECTIONS, "norm": NORMS, "initial_state": STARTS, "recurrences": SAMPLING}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 1 refused or failed (one sentence says why), 2 wrong usage,
+    130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("\ndynloop: interrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        where = f" while writing {error.filename}" if error.filename else ""
+        print(f"dynloop: the disk is full{where} ({error.strerror}). Make room or choose another disk; what was "
+              "finished is kept, and the same command goes on from there." if full else f"dynloop: {error}",
+              file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        if os.environ.get("DYNLOOP_TRACEBACK"):
+            raise
+        full = "No space left on device" in str(error)  # safetensors words it so
+        print(f"dynloop: {error or type(error).__name__}"
+              + (" Make room or choose another disk; what was finished is kept, and the same command goes on." if full else ""),
+              file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dynloop", description="The dynamics of looped language models: record, measure, report.",
+        epilog="Start with: dynloop quickstart")
+    parser.add_argument("--version", action="version", version=f"dynloop {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
+                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = command("quickstart", _quickstart, "capture the three shipped models, analyse them, write a report")
+    sub.add_argument("--out", default="dynloop-quickstart", metavar="DIR", help="folder for stores and report")
+    sub.add_argument("--recurrences", type=int, default=128, metavar="N", help="applications of the block")
+    sub.add_argument("--prompts", type=int, default=64, metavar="N", help="how many of the 64 shipped prompts")
+
+    sub = command("train", _train, "train a small looped model on the standard library's source or a folder of text")
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder of the model; an unfinished one is resumed")
+    sub.add_argument("--recipe", choices=list(RECIPES), help="start from a shipped model's settings")
+    sub.add_argument("--corpus", metavar="DIR", help="folder of text; by default the standard library's source")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    sub.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default torch's choice")
+    for config in (NanoConfig, TrainingConfig):
+        for field in dataclasses.fields(config):
+            flag = "--" + field.name.replace("_", "-")
+            text = f"(default {field.default}, or the recipe's)"
+            common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+            if isinstance(field.default, bool):
+                sub.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+            elif field.name in CHOICES:
+                sub.add_argument(flag, choices=CHOICES[field.name], **common)
+            else:
+                sub.add_argument(flag, type=type(field.default), metavar="N", **common)
+
+    sub = command("capture", _capture, "run a model on prompts and record its states")
+    sub.add_argument("model", metavar="MODEL", help=f"a shipped one ({', '.join(RECIPES)}) or a folder from train")
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder of the store; an unfinished one is resumed")
+    sub.add_argument("--prompts", metavar="FILE", help="text file, one prompt a line, or a .json list of texts or of "
+                                                       "lists of token numbers; by default the 64 shipped prompts")
+    sub.add_argument("--recurrences", type=int, default=128, metavar="N", help="applications of the block")
+    sub.add_argument("--tokens", type=_positions, metavar="LIST",
+                     help="positions to record, such as 0,5,-1 or 3:96:4; by default all")
+    sub.add_argument("--layers", type=_positions, metavar="LIST", help="layers to record, from 1; by default all")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of random initial states: prompt i uses seed + i")
+    sub.add_argument("--batch-size", type=int, metavar="N", help="prompts that run together; by default what fills a shard")
+    sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+
+    sub = command("analyze", _analyze, "measure stores or tensor files and write a report")
+    sub.add_argument("recordings", nargs="+", metavar="STORE",
+                     help="folder from capture, or a .npy, .npz, .pt, .pth or .safetensors file (with --axes)")
+    sub.add_argument("--report", required=True, metavar="DIR", help="folder of the report")
+    sub.add_argument("--axes", metavar="NAMES", help="axes of a tensor file, such as prompt,token,recurrence,feature")
+    sub.add_argument("--key", help="which tensor of a file that holds several")
+    sub.add_argument("--resolution", type=float, help="relative spacing of the dtype the model computed in, where a tensor "
+                                                      "file's dtype is another one (bfloat16: 0.0078125)")
+    sub.add_argument("--resample", default="prompt", metavar="LABEL", help="what is independent: prompts, never tokens")
+    sub.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples")
+
+    sub = command("info", _info, "say what a store holds and where it came from")
+    sub.add_argument("store", metavar="STORE", help="folder from capture")
+    sub.add_argument("--verify", action="store_true", help="hold every shard against its checksum")
+    return parser
+
+
+def _positions(text: str) -> list[int]:
+    """"0,5,-1" or "3:96:4" -> positions."""
+    try:
+        if ":" in text:
+            return list(range(*(int(part) for part in text.split(":"))))
+        return [int(part) for part in text.split(",")]
+    except (ValueError, TypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of positions; write 0,5,-1 or 3:96:4") from None
+
+
+def _quickstart(options: argparse.Namespace) -> None:
+    began = time.perf_counter()
+    import dynloop
+    from dynloop.nano import shipped_prompts
+    from dynloop.report import build_report
+
+    prompts = shipped_prompts()
+    if not 2 <= options.prompts <= len(prompts):
+        raise ValueError(f"--prompts must lie between 2 and {len(prompts)}; got {options.prompts}. For prompts of your "
+                         "own use dynloop capture --prompts FILE.")
+    out = Path(options.out)
+    prompts = prompts[:options.prompts]
+    positions = range(3, len(prompts[0]), 4)  # every fourth token: a quarter of the disk
+    stores = [dynloop.capture(name, prompts, out=out / "stores" / name, n_recurrences=options.recurrences,
+                              tokens=positions) for name in RECIPES]
+    report = build_report(stores, title="How three small looped models settle")
+    page = report.save(out / "report")
+    print("Findings:")
+    for finding in report.findings:
+        print(f"  - {finding}")
+    print(f"\nReport: {page.resolve()}\nStores: {(out / 'stores').resolve()} "
+          f"({sum(s.n_bytes for s in stores) / 2**20:.0f} MiB)\nTook {time.perf_counter() - began:.0f} s.")
+
+
+def _train(options: argparse.Namespace) -> None:
+    import torch
+
+    from dynloop.nano import load_corpus, train
+
+    model, training = RECIPES[options.recipe] if options.recipe else (NanoConfig(), TrainingConfig())
+    given = vars(options)
+    model, training = (dataclasses.replace(config, **{f.name: given[f.name] for f in dataclasses.fields(config)
+                                                      if f.name in given}) for config in (model, training))
+    _check_device(options.device)
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads must be at least 1; got {options.threads}.")
+        torch.set_num_threads(options.threads)
+    corpus = load_corpus(options.corpus, least=4 * (training.length + 1))
+    train(model, training, corpus, options.out, device=options.device, name=options.recipe)
+    record = json.loads((Path(options.out) / "model.json").read_text())
+    losses = ", ".join(f"{loss:.3f} at {n}" for n, loss in record["held_out_loss"].items())
+    print(f"Model: {Path(options.out).resolve()}\nHeld-out loss in nats per byte by recurrences: {losses}\n"
+          f"Next: dynloop capture {options.out} --out STORE")
+
+
+def _capture(options: argparse.Namespace) -> None:
+    import dynloop
+    from dynloop.models import nano
+    from dynloop.nano import shipped_prompts
+
+    _check_device(options.device)
+    model = nano(options.model)
+    model.module.to(options.device)
+    prompts = shipped_prompts() if options.prompts is None else _read_prompts(Path(options.prompts))
+    store = dynloop.capture(model, prompts, out=options.out, n_recurrences=options.recurrences, tokens=options.tokens,
+                            layers=options.layers, seed=options.seed, batch_size=options.batch_size)
+    print(f"{store}\nNext: dynloop analyze {options.out} --report REPORT")
+
+
+def _read_prompts(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}. Name a text file with one prompt a line, or a .json list.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".json":
+            return [line for line in text.splitlines() if line.strip()]
+        prompts = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}. Prompts are UTF-8 text, one a line, or a .json list.") from None
+    if not isinstance(prompts, list) or not all(
+            isinstance(p, str) or (isinstance(p, list) and all(isinstance(t, int) for t in p)) for p in prompts):
+        raise ValueError(f"{path} must hold a list of texts or of lists of token numbers.")
+    return prompts
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]} Use --device cpu.") from None
+
+
+def _analyze(options: argparse.Namespace) -> None:
+    import dynloop
+    from dynloop.report import build_report
+
+    sources = []
+    for name in options.recordings:
+        if not Path(name).exists():
+            raise FileNotFoundError(f"no recording {name}. Name a folder that `dynloop capture` wrote, or a tensor file.")
+        if Path(name).is_dir():
+            sources.append(dynloop.open_store(name))
+        elif options.axes is None:
+            raise ValueError(f"{name} is a tensor file: say what its axes are, for example --axes "
+                             "prompt,token,recurrence,feature.")
+        else:
+            sources.append(dynloop.load(name, axes=options.axes, key=options.key, resolution=options.resolution,
+                                        labels={"model": Path(name).stem}))
+    report = build_report(sources, resample=options.resample, n_resamples=options.resamples)
+    page = report.save(options.report)
+    for finding in report.findings:
+        print(f"- {finding}")
+    print(f"Report: {page.resolve()}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    import dynloop
+
+    store = dynloop.open_store(options.store)
+    store.check()
+    print(f"{store.folder}: {'complete' if store.complete else 'UNFINISHED; run the same capture again to go on'}")
+    print(f"{store.n_orbits:,} orbits of {store.n_steps} steps in {store.dim} dimensions ({store.dtype}), "
+          f"{store.n_shards} shards, {store.n_bytes / 2**20:.0f} MiB")
+    for name, values in store.labels.items():
+        distinct = sorted(set(values.tolist()))
+        shown = ", ".join(map(str, distinct[:8])) + (f", ... ({len(distinct)})" if len(distinct) > 8 else "")
+        print(f"  label {name}: {shown}")
+    for name, value in store.header.items():
+        if name not in ("format", "version", "labels"):
+            print(f"  {name}: {json.dumps(value)}")
+    if options.verify:
+        store.verify()
+        print("every shard has the checksum of the manifest")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The nano family: `dynloop.nano` models, by shipped name, by folder, or as objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from dynloop.models.looped_model import LoopedModel
+from dynloop.nano import RECIPES, NanoModel, load_checkpoint, load_model, model_hash
+
+
+def nano(model: NanoModel | str | Path, *, name: str | None = None) -> LoopedModel:
+    """A nano model behind the protocol.
+
+    Args:
+        model: the name of a shipped checkpoint, a folder that `dynloop train` wrote, or a model.
+        name: its label; by default the checkpoint's or folder's name, "nano" for a bare model.
+
+    Raises:
+        FileNotFoundError, ValueError: no such checkpoint or folder, or it is damaged.
+    """
+    record: dict[str, Any] = {}
+    if isinstance(model, NanoModel):
+        label = name or "nano"
+    elif str(model) in RECIPES:
+        label, (model, record) = name or str(model), load_checkpoint(str(model))
+    elif Path(model).is_dir():
+        label, (model, record) = name or Path(model).resolve().name, load_model(model)
+    else:
+        raise FileNotFoundError(f"no model {str(model)!r}: it is neither a shipped checkpoint ({', '.join(RECIPES)}) "
+                                "nor a folder that `dynloop train` wrote.")
+    config = model.config
+    if not config.looped:
+        raise ValueError(f"{label} is a feed-forward control: it has no loop to record. Name a looped model.")
+    loops = str(config.n_recurrences)
+    if record.get("training", {}).get("recurrences") == "uniform":
+        loops = f"uniform on 1 to {2 * config.n_recurrences}"
+    provenance = {"family": "nano", "sha256": model_hash(model), "model": dataclasses.asdict(config),
+                  **{key: record[key] for key in ("training", "corpus", "held_out_loss") if key in record}}
+    return LoopedModel(
+        name=label, module=model, recorded=[*model.block[:-1], model.loop_norm], width=config.width,
+        training_recurrences=loops, encode=lambda text: list(text.encode()), embed=model.embed,
+        initial_state=model.initial_state, random_start=config.initial_state == "random", provenance=provenance,
+        run=lambda tokens, n, state: model(tokens, n_recurrences=n, initial_state=state))

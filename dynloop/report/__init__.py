@@ -1,0 +1,7 @@
+"""Reports: figures (matplotlib only here), tables and pages made from measurements and estimates."""
+
+from dynloop.report.build import build_report
+from dynloop.report.figures import Drawing, distance_curves, distance_map, draw, pca_path
+from dynloop.report.report import Report, Table
+
+__all__ = ["Drawing", "Report", "Table", "build_report", "distance_curves", "distance_map", "draw", "pca_path"]

@@ -1,0 +1,299 @@
+"""From recordings to a report: measure, estimate, draw, and say what was found."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import dynloop
+from dynloop.analyzers import contraction_rate, distance_to_limit, limit_regime_blayney
+from dynloop.analyzers.limit_regime_blayney import REGIMES
+from dynloop.measurement import Measurement
+from dynloop.measuring import measure
+from dynloop.outcome import Outcome
+from dynloop.report.figures import Drawing, distance_curves, distance_map, draw, pca_path
+from dynloop.report.report import Report, Table, interval, number, percent, significant
+from dynloop.statistics import Estimate, estimate
+from dynloop.store import Store
+from dynloop.trajectories import Trajectories
+
+
+def build_report(sources: Sequence[Store | Trajectories], *, resample: str = "prompt", n_resamples: int = 1000,
+                 title: str = "How the loop settles") -> Report:
+    """Measure recordings and put the answers into a report.
+
+    Args:
+        sources: stores or trajectories, one a model; at least one.
+        resample: the label whose values are independent of each other.
+        n_resamples: bootstrap resamples of every interval.
+        title: heading of the report.
+
+    Raises:
+        ValueError: no recording, a label that it does not have, or fewer than two values of that label.
+    """
+    if not sources:
+        raise ValueError("a report needs at least one recording; got none.")
+    parts = [_Recording(source, f"recording {i + 1}", resample, n_resamples) for i, source in enumerate(sources)]
+    names = [part.name for part in parts]
+    for i, part in enumerate(parts):
+        if names.count(part.name) > 1:
+            part.name = f"{part.name} ({i + 1})"
+    return Report(
+        title=title, findings=tuple(part.finding() for part in parts),
+        tables=(_provenance(parts), _regimes(parts), _convergence(parts), _rates(parts), _outcomes(parts)),
+        drawings=tuple(drawing for part in parts for drawing in part.drawings()),
+        estimates=tuple(e for part in parts for e in part.estimates),
+        provenance={"dynloop": dynloop.__version__, "n_resamples": n_resamples, "resample": resample,
+                    "recordings": {part.name: part.provenance for part in parts}})
+
+
+class _Recording:
+    """One recording, measured once; what the tables, figures and sentences are made of."""
+
+    def __init__(self, source: Store | Trajectories, fallback: str, resample: str, n_resamples: int) -> None:
+        self.source = source
+        self.provenance: dict[str, Any] = dict(source.header) if isinstance(source, Store) else {}
+        analyzers = [functools.partial(distance_to_limit, metric="relative"), contraction_rate, limit_regime_blayney]
+        self.distance, self.rate, self.regime = measure(source, analyzers)
+        if resample not in self.rate.labels:
+            raise ValueError(f"this recording has no label {resample!r} to resample; it has "
+                             f"{', '.join(self.rate.labels) or 'no labels'}. Name one of these with --resample.")
+        models = np.unique(self.rate.labels["model"]) if "model" in self.rate.labels else []
+        self.name = str(models[0]) if len(models) == 1 else fallback
+        self.layers = [int(v) for v in np.unique(self.rate.labels["layer"])] if "layer" in self.rate.labels else [None]
+        self.n_steps = source.n_steps
+        self.last = self._at(self.layers[-1])
+        ask = functools.partial(estimate, resample=resample, n_resamples=n_resamples)
+        distance, rate, regime = self.last
+        self.resample = resample
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # few units are said in the report itself
+            found = regime.found.any()
+            self.shares = {r: (ask(regime, statistic="share", of=r), ask(regime, statistic="affected share", of=r))
+                           for r in REGIMES} if found else {}
+            self.moving = ask(distance, statistic="share", of=Outcome.NOT_CONVERGED)
+            self.rates: dict[Any, tuple[Estimate, ...]] = {}
+            for layer in self.layers:
+                own = self._at(layer)[1]
+                if len(np.unique(own.labels[resample][own.found])) > 1:
+                    self.rates[layer] = tuple(ask(own, statistic="median", variable=v)
+                                              for v in ("rate", "relative_floor", "regime_length")
+                                              if np.isfinite(own[v][own.found]).all())
+        self.n_units = len(np.unique(rate.labels[resample]))
+
+    def _at(self, layer: int | None) -> tuple[Measurement, Measurement, Measurement]:
+        if layer is None:
+            return self.distance, self.rate, self.regime
+        return tuple(m.select(layer=layer) for m in (self.distance, self.rate, self.regime))  # type: ignore[return-value]
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        """Every estimate of this recording, each with the recording's name as its model."""
+        everything = [*(e for pair in self.shares.values() for e in pair), self.moving,
+                      *(e for group in self.rates.values() for e in group)]
+        return everything
+
+    def finding(self) -> str:
+        """What the recording says, in one sentence with its numbers."""
+        distance, rate, _ = self.last
+        n, unit = distance.n_orbits, self.resample
+        where = f"{n:,} tokens of {self.n_units} {unit}s" if unit == "prompt" else \
+            f"{n:,} orbits of {self.n_units} {unit}s"
+        moving = distance.counts().get(Outcome.NOT_CONVERGED, 0)
+        gone = distance.counts().get(Outcome.NOT_FINITE, 0)
+        subject = f"{self.name}: "
+        if not moving and not gone:
+            text = f"all {where} come to rest within {self.n_steps} recurrences"
+        elif moving == n:
+            text = f"none of {where} comes to rest within {self.n_steps} recurrences"
+        else:
+            text = f"{n - moving - gone:,} of {where} come to rest within {self.n_steps} recurrences; " \
+                   f"{moving:,} still move"
+        text += f" (still moving: {percent(self.moving)})"
+        if gone:
+            text += f"; {gone:,} left the finite numbers"
+        if self.layers[-1] in self.rates and self.rates[self.layers[-1]]:
+            found = self.rates[self.layers[-1]]
+            text += f"; before the floor a recurrence shrinks the step to {number(found[0])} of its length"
+            lengths = [e for e in found if e.name.endswith("regime_length")]
+            if lengths:
+                text += f", and the floor is met after {lengths[0].value:.0f} recurrences"
+            text += " (medians)"
+            if rate.counts().get(Outcome.FOUND, 0) < n:
+                text += f", measured on {rate.counts()[Outcome.FOUND]:,} tokens"
+        else:
+            text += "; no contraction rate can be measured"
+        losses = self.provenance.get("model", {}).get("held_out_loss", {})
+        trained = self.provenance.get("model", {}).get("model", {}).get("n_recurrences")
+        if str(trained) in losses and str(self.n_steps) in losses:
+            before, after = losses[str(trained)], losses[str(self.n_steps)]
+            text += f". Held-out loss {before:.2f} nats per byte at {trained} recurrences, {after:.2f} at {self.n_steps}"
+        return subject + text + "."
+
+    def _example(self) -> tuple[Any, Any]:
+        """The prompt and token that settle last: the most interesting ones to draw."""
+        rate = self.last[1]
+        length = np.where(rate.found, rate["regime_length"], -1)
+        o = int(length.argmax())
+        return rate.labels[self.resample][o], rate.labels.get("token", np.arange(rate.n_orbits))[o]
+
+    def drawings(self) -> list[Drawing]:
+        """Distance curves, one path, one heat map."""
+        slug = "".join(c if c.isalnum() else "-" for c in self.name).strip("-").lower()
+        distance, rate, _ = self.last
+        unit, token = self._example()
+        chosen = {self.resample: unit} | ({"token": token} if "token" in rate.labels else {}) | \
+            ({"layer": self.layers[-1]} if self.layers[-1] is not None else {})
+        place = ", ".join(f"{k} {v}" for k, v in chosen.items())
+        of_unit = {k: v for k, v in chosen.items() if k != "token"}
+        n, steps = self.distance.n_orbits, self.n_steps
+        settings = rate.settings
+        floor = (f"floor: median of the last quarter of the steps; regime: steps above {settings['floor_factor']:g} "
+                 f"floors, at least {settings['min_points']} of them")
+        orbit = self.source.trajectories(**chosen) if isinstance(self.source, Store) else self.source.select(**chosen)
+        one = distance.select(**of_unit)
+        return [
+            draw(f"{slug}-distance", distance_curves(self.distance, self.rate),
+                 caption=f"{self.name}: distance to the state after {steps} recurrences, relative to its norm. Lines: "
+                         f"median over {n // len(self.layers):,} tokens of {self.n_units} {self.resample}s a layer; "
+                         f"bands: the middle 90 % of tokens; dotted: median floor of the steps ({floor}). "
+                         f"The last stretch falls by construction: the reference is the last state.",
+                 alt=f"Line chart: relative distance to the last state over {steps} recurrences for {self.name}, "
+                     f"one line a layer. {self.finding()}"),
+            draw(f"{slug}-path", pca_path(orbit[0:1]),
+                 caption=f"{self.name}: path of one orbit ({place}) over {int(orbit.lengths[0])} recurrences in the plane "
+                         "of its two leading principal components (fitted on this orbit, n = 1), the one that settles "
+                         "last among those with a rate. A random walk would draw an arc, too.",
+                 alt=f"Scatter plot of one orbit of {self.name} in two principal components, coloured by recurrence."),
+            draw(f"{slug}-map", distance_map(one),
+                 caption=f"{self.name}: distance of each token of {', '.join(f'{k} {v}' for k, v in of_unit.items())} "
+                         f"to its state after {steps} recurrences, relative to its norm, log10 scale "
+                         f"(n = {one.n_orbits} tokens; at rest: last step at most "
+                         f"{distance.settings['tolerance']:g} of the norm).",
+                 alt=f"Heat map of {self.name}: tokens by recurrences, colour is the log distance to the last state."),
+        ]
+
+
+def _provenance(parts: list[_Recording]) -> Table:
+    rows: dict[str, list[str]] = {}
+
+    def put(name: str, values: list[Any]) -> None:
+        if any(v not in (None, "") for v in values):
+            rows[name] = ["" if v in (None, "") else str(v) for v in values]
+
+    def header(*path: str) -> list[Any]:
+        found = []
+        for part in parts:
+            value: Any = part.provenance
+            for key in path:
+                value = value.get(key) if isinstance(value, dict) else None
+            found.append(value)
+        return found
+
+    put("orbits", [f"{p.rate.n_orbits:,}" for p in parts])
+    put(f"{parts[0].resample}s", [p.n_units for p in parts])
+    put("tokens a layer", [f"{p.last[1].n_orbits:,}" for p in parts])
+    put("layers of the block", [", ".join(map(str, p.layers)) if p.layers != [None] else None for p in parts])
+    put("recurrences recorded", [p.n_steps for p in parts])
+    put("recurrences in training", header("training_recurrences"))
+    for name, key in (("injection", "injection"), ("norm placement", "norm"), ("norm at loop end", "loop_norm"),
+                      ("initial state", "initial_state"), ("block layers", "n_block"), ("width", "width")):
+        values = header("model", "model", key)
+        put(name, [{True: "yes", False: "no"}.get(v, v) if isinstance(v, bool) else v for v in values])
+    put("seed of the initial states", header("seed"))
+    put("computed in", header("dtype"))
+    put("stored in", header("stored_dtype"))
+    put("device", header("device"))
+    put("attention kernel", header("attention_kernel"))
+    put("model hash (SHA-256)", [v and v[:16] for v in header("model", "sha256")])
+    put("prompts' hash (SHA-256)", [v and v[:16] for v in header("prompts_sha256")])
+    put("corpus", header("model", "corpus", "name"))
+    put("torch", header("versions", "torch"))
+    put("recorded with dynloop", header("versions", "dynloop"))
+    return Table("What was run, and on what", ("", *[p.name for p in parts]),
+                 tuple((name, *values) for name, values in rows.items()),
+                 "Hashes are shortened to 16 digits; report.json has them whole.")
+
+
+def _regimes(parts: list[_Recording]) -> Table:
+    rows = [(p.name, regime, percent(tokens), percent(units))
+            for p in parts for regime, (tokens, units) in p.shares.items()]
+    settings = parts[0].regime.settings
+    level = 100 * parts[0].moving.confidence_level
+    return Table(
+        "Regimes by the published algorithm", ("model", "regime", "share of tokens", f"share of {parts[0].resample}s"),
+        tuple(rows),
+        f"Algorithm 1 of Blayney et al. 2026 on the last layer (n = {settings['n'] or 'all but the last state'}, "
+        f"tau = {settings['tau']:g}, rho = {settings['rho']:g}, {settings['metric']}). Brackets: {level:g} % intervals "
+        f"over {parts[0].resample}s; a {parts[0].resample} counts when at least one of its tokens has the regime. The "
+        "algorithm calls noise an orbit and slow convergence or drift a slider: read it beside the next two tables.")
+
+
+def _convergence(parts: list[_Recording]) -> Table:
+    rows = []
+    for p in parts:
+        last_step = p.last[0]["last_step"]
+        known = last_step[np.isfinite(last_step)]
+        rows.append((p.name, percent(p.moving), significant(float(np.median(known))) if len(known) else "",
+                     significant(float(known.max())) if len(known) else ""))
+    tolerance = parts[0].distance.settings["tolerance"]
+    return Table("At rest or moving", ("model", "tokens still moving", "median last step", "largest last step"),
+                 tuple(rows),
+                 f"Last layer. Still moving: the last of the recorded steps is larger than {tolerance:g} of the state's "
+                 "norm. Steps are relative to that norm.")
+
+
+def _rates(parts: list[_Recording]) -> Table:
+    rows = []
+    for p in parts:
+        for layer in p.layers:
+            own = p._at(layer)[1]
+            found = {e.name.rpartition(".")[2]: e for e in p.rates.get(layer, ())}
+            rate = found.get("contraction_rate")
+            rows.append((p.name, "" if layer is None else str(layer), number(rate) if rate else "none",
+                         number(found["relative_floor"]) if "relative_floor" in found else "",
+                         number(found["regime_length"]) if "regime_length" in found else "",
+                         f"{int(own.found.sum()):,} of {own.n_orbits:,}"))
+    settings = parts[0].rate.settings
+    note = (f"Medians over tokens with {100 * parts[0].moving.confidence_level:g} % intervals over "
+            f"{parts[0].resample}s. Rate: factor by which a recurrence shrinks the step, fitted on the steps above "
+            f"{settings['floor_factor']:g} floors (at least {settings['min_points']} points); floor: median of the last "
+            "quarter of the steps, relative to the state's norm; regime: how many steps that took. ")
+    gaps = [_disagreement(p) for p in parts]
+    told = [f"{p.name}: {100 * gap:.1f} %" for p, gap in zip(parts, gaps, strict=True) if gap is not None]
+    if told:
+        note += ("All layers of one block share their multipliers, so their rates must agree; median difference of ln rate "
+                 f"between layers of one token, relative: {'; '.join(told)}.")
+    return Table("Contraction before the precision floor",
+                 ("model", "layer", "rate per recurrence", "relative floor", "regime (recurrences)", "tokens with a rate"),
+                 tuple(rows), note)
+
+
+def _disagreement(part: _Recording) -> float | None:
+    """Median over tokens of the spread of ln rate between layers, over its mean."""
+    if len(part.layers) < 2:
+        return None
+    columns = [np.log(part._at(layer)[1].values) for layer in part.layers]
+    if len({len(c) for c in columns}) > 1:
+        return None
+    logs = np.stack(columns)
+    known = np.isfinite(logs).all(0)
+    if not known.any():
+        return None
+    return float(np.median(np.ptp(logs[:, known], axis=0) / np.abs(logs[:, known].mean(0))))
+
+
+def _outcomes(parts: list[_Recording]) -> Table:
+    rows = []
+    for p in parts:
+        for m in (p.distance, p.rate, p.regime):
+            rows += [(p.name, m.name, outcome.value, f"{count:,}", outcome.sentence)
+                     for outcome, count in m.counts().items()]
+    return Table("What became of every orbit", ("model", "analyzer", "outcome", "orbits", "meaning"), tuple(rows),
+                 "All layers. No orbit is left out silently: what is not found is not in the numbers above, and stands "
+                 "here.")

@@ -1,0 +1,288 @@
+"""The activation store: shards and an append-only manifest whose lines are the commit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynloop.store.shards import TEMPORARY, check_size, map_tensors, sync_folder, verified_map, write_shard
+from dynloop.trajectories import Trajectories
+
+MANIFEST, SHARDS = "manifest.jsonl", "shards"
+FORMAT, VERSION = "dynloop activation store", 1
+SHARD_BYTES = 256 * 2**20
+
+
+class StoreError(ValueError):
+    """The folder is not a store that can be used as asked."""
+
+
+def _read_manifest(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines of the manifest and how many bytes they take: a torn last line was never committed."""
+    raw = (folder / MANIFEST).read_bytes()
+    whole = raw[:raw.rfind(b"\n") + 1]
+    lines = []
+    for number, text in enumerate(whole.splitlines(), start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise StoreError(f"line {number} of {folder / MANIFEST} is not JSON ({error}): the manifest was changed "
+                             "by hand or damaged. Restore it from a copy, or capture again.") from error
+    if lines and (lines[0].get("format") != FORMAT):
+        raise StoreError(f"{folder} is not a dynloop store: its manifest does not begin with a header. "
+                         "Name the folder that `dynloop capture` wrote.")
+    if lines and lines[0].get("version") != VERSION:
+        raise StoreError(f"{folder} has store version {lines[0].get('version')}; this dynloop reads version "
+                         f"{VERSION}. Use the dynloop that wrote it, or capture again.")
+    return lines, len(whole)
+
+
+class StoreWriter:
+    """Writes a store shard by shard, or goes on where an interrupted run stopped.
+
+    A shard is on disk, flushed, before its manifest line is appended and flushed: that line is the commit. After a
+    kill at any moment the manifest names whole shards only, and the same sequence of `write` calls completes the
+    store to the same bytes.
+
+    Args:
+        folder: where the store is or shall be.
+        header: everything that decides the bytes; must be JSON. A store with another header is refused.
+
+    Raises:
+        StoreError: the folder holds another store, or something else.
+    """
+
+    def __init__(self, folder: str | Path, header: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        header = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **header}))
+        manifest = self.folder / MANIFEST
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StoreError(f"{self.folder} is a file; a store is a folder. Name another path.")
+        lines: list[dict[str, Any]] = []
+        if manifest.exists():
+            lines, size = _read_manifest(self.folder)
+            with open(manifest, "r+b") as file:
+                file.truncate(size)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise StoreError(f"{self.folder} is not empty and holds no dynloop store. Name a new folder.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if lines:
+            if lines[0] != header:
+                differs = sorted(k for k in {*lines[0], *header} if lines[0].get(k) != header.get(k))
+                raise StoreError(f"{self.folder} holds a store made with other settings (they differ in "
+                                 f"{', '.join(differs)}). Name another folder, or use the same settings to resume.")
+        else:
+            self._commit(header)
+        self.lines = {line["file"]: line for line in lines[1:] if line["kind"] == "shard"}
+        self.complete = any(line["kind"] == "complete" for line in lines[1:])
+        for stale in (self.folder / SHARDS).glob("*" + TEMPORARY):
+            stale.unlink()
+
+    def _commit(self, line: Mapping[str, Any]) -> None:
+        with open(self.folder / MANIFEST, "ab") as file:
+            file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self.folder)
+
+    def has(self, name: str) -> bool:
+        """Whether a shard is committed."""
+        return f"{SHARDS}/{name}.safetensors" in self.lines
+
+    def write(self, name: str, tensors: Mapping[str, torch.Tensor], **about: Any) -> None:
+        """Write and commit one shard; a committed one is left as it is."""
+        if self.has(name):
+            return
+        file = f"{SHARDS}/{name}.safetensors"
+        line = {"kind": "shard", "file": file, **write_shard(self.folder / file, dict(tensors)), **about}
+        self._commit(line)
+        self.lines[file] = line
+
+    def write_states(self, name: str, states: torch.Tensor, labels: Mapping[str, tuple[int, Sequence]]) -> None:
+        """Write and commit a shard of states (..., recurrence, feature), with the finite length of every orbit.
+
+        `labels` gives for each label the leading axis that it runs along and its values.
+        """
+        if self.has(name):
+            return
+        if states.numel() * states.element_size() > SHARD_BYTES:
+            raise StoreError(f"a shard of {states.numel() * states.element_size()} bytes is larger than "
+                             f"{SHARD_BYTES}; split it.")
+        orbits = Trajectories(states.reshape(-1, *states.shape[-2:]))
+        self.write(name, {"states": states, "lengths": torch.from_numpy(orbits.lengths).view(states.shape[:-2]),
+                          "diverged": torch.from_numpy(orbits.diverged).view(states.shape[:-2])},
+                   labels={label: {"axis": axis, "values": np.asarray(values).tolist()}
+                           for label, (axis, values) in labels.items()})
+
+    def finish(self) -> Store:
+        """Commit that nothing is missing; the header's `n_shards` lines of states must be there."""
+        if not self.complete:
+            self._commit({"kind": "complete", "shards": len(self.lines)})
+            self.complete = True
+        return Store(self.folder)
+
+
+class Store:
+    """A recording on disk, read by memory map; only what the manifest commits exists.
+
+    Iterate with `parts`, or hand the store to `measure`, which holds one chunk in memory. Every shard is held against
+    its checksum before its first use.
+
+    Attributes:
+        folder: where it lies.
+        header: provenance: model, prompts, seeds, dtype, device, recurrences, ...
+        complete: False while a capture is unfinished.
+
+    Raises:
+        FileNotFoundError: no store there.
+        StoreError: not a store, or of another version.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / MANIFEST).is_file():
+            raise FileNotFoundError(f"no dynloop store at {self.folder}: there is no {MANIFEST}. Name the folder that "
+                                    "`dynloop capture` wrote.")
+        lines, _ = _read_manifest(self.folder)
+        if not lines:
+            raise StoreError(f"the store at {self.folder} is empty: its capture was stopped at once. "
+                             "Run the same capture again.")
+        self.header: dict[str, Any] = lines[0]
+        shards = [line for line in lines[1:] if line["kind"] == "shard"]
+        self.complete = any(line["kind"] == "complete" for line in lines[1:])
+        self._states = [line for line in shards if "states" in line["tensors"]]
+        self._others = [line for line in shards if "states" not in line["tensors"]]
+        self._verified: set[str] = set()
+        if not self._states:
+            raise StoreError(f"the store at {self.folder} holds no states yet: its capture was stopped early. "
+                             "Run the same capture again to go on.")
+        widths = {tuple(line["tensors"]["states"]["shape"][-2:]) for line in self._states}
+        if len(widths) != 1:
+            raise StoreError(f"the shards of {self.folder} differ in recurrences or features: {sorted(widths)}.")
+        self.n_steps, self.dim = widths.pop()
+        self.n_orbits = sum(math.prod(line["tensors"]["states"]["shape"][:-2]) for line in self._states)
+        self.n_bytes = sum(line["bytes"] for line in shards)
+        self.dtype = self._states[0]["tensors"]["states"]["dtype"]
+
+    def __repr__(self) -> str:
+        state = "" if self.complete else ", unfinished"
+        return (f"Store({str(self.folder)!r}: {self.n_orbits} orbits of {self.n_steps} steps in {self.dim} dimensions, "
+                f"{len(self._states)} shards, {self.n_bytes / 2**20:.0f} MiB{state})")
+
+    @property
+    def n_shards(self) -> int:
+        """Shards that hold states."""
+        return len(self._states)
+
+    def _labels(self, line: dict[str, Any]) -> dict[str, np.ndarray]:
+        lead = line["tensors"]["states"]["shape"][:-2]
+        labels = {name: np.full(math.prod(lead), value) for name, value in self.header.get("labels", {}).items()}
+        for name, along in line["labels"].items():
+            shape = [1] * len(lead)
+            shape[along["axis"]] = -1
+            labels[name] = np.broadcast_to(np.asarray(along["values"]).reshape(shape), lead).reshape(-1)
+        return labels
+
+    @property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Labels of all orbits, in the order in which `parts` gives them."""
+        parts = [self._labels(line) for line in self._states]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def verify(self, index: int | None = None) -> None:
+        """Hold one shard of states, or by default every shard of the store, against its checksum.
+
+        Raises:
+            DamagedShardError: names the shard that is missing, cut short or changed.
+        """
+        for line in self._states + self._others if index is None else [self._states[index]]:
+            verified_map(self.folder / line["file"], line)
+            self._verified.add(line["file"])
+
+    def _map(self, line: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """A shard's tensors; its checksum is computed the first time."""
+        found = map_tensors(self.folder / line["file"], line, trusted=line["file"] in self._verified)
+        self._verified.add(line["file"])
+        return found
+
+    def part(self, index: int, **wanted: Any) -> Trajectories | None:
+        """Orbits of one shard, memory-mapped; None where none is wanted. See `Trajectories.select` for `wanted`."""
+        line = self._states[index]
+        labels = self._labels(line)
+        mask = np.ones(len(next(iter(labels.values()))), dtype=bool)
+        for name, values in wanted.items():
+            if name not in labels:
+                raise ValueError(f"no label {name!r} in this store; it has {', '.join(labels)}.")
+            mask &= np.isin(labels[name], np.atleast_1d(values))
+        if not mask.any():
+            return None
+        found = self._map(line)
+        orbits = Trajectories(found["states"].flatten(0, -3), labels=labels,
+                              lengths=found["lengths"].flatten().numpy(), diverged=found["diverged"].flatten().numpy(),
+                              resolution=self.header.get("resolution"))
+        return orbits if mask.all() else orbits[mask]
+
+    def parts(self, **wanted: Any) -> Iterator[Trajectories]:
+        """The orbits, one shard after the other, memory-mapped; `layer=1, prompt=[0, 3]` selects by label."""
+        for index in range(self.n_shards):
+            part = self.part(index, **wanted)
+            if part is not None:
+                yield part
+
+    def trajectories(self, **wanted: Any) -> Trajectories:
+        """The wanted orbits as one: memory-mapped when they lie in one shard, otherwise gathered in memory.
+
+        Raises:
+            ValueError: an unknown label, or no such orbit.
+        """
+        parts = list(self.parts(**wanted))
+        if not parts:
+            raise ValueError("no orbit of this store has " + ", ".join(f"{n}={v!r}" for n, v in wanted.items()) + ".")
+        if len(parts) == 1:
+            return parts[0]
+        return Trajectories(torch.cat([part.states for part in parts]),
+                            labels={n: np.concatenate([p.labels[n] for p in parts]) for n in parts[0].labels},
+                            lengths=np.concatenate([p.lengths for p in parts]),
+                            diverged=np.concatenate([p.diverged for p in parts]), resolution=parts[0].resolution)
+
+    def inputs(self) -> Iterator[dict[str, Any]]:
+        """What the loop started from, batch by batch: `sequences`, `tokens`, `initial_states`, `logits`, ..."""
+        for line in self._others:
+            about = {k: v for k, v in line.items() if k not in ("kind", "file", "bytes", "checksum", "tensors")}
+            yield {**about, **self._map(line)}
+
+    def check(self) -> None:
+        """Refuse a store with a shard missing or cut short (cheap: sizes only)."""
+        for line in self._states + self._others:
+            check_size(self.folder / line["file"], line)
+
+
+def open_store(folder: str | Path) -> Store:
+    """Open a store that `capture` or `save` wrote. See `Store`."""
+    return Store(folder)
+
+
+def save(trajectories: Trajectories, folder: str | Path, *, provenance: Mapping[str, Any] | None = None) -> Store:
+    """Save orbits as a store: shards of at most 256 MiB, checksummed, labels and resolution included.
+
+    Raises:
+        StoreError: the folder holds something else; a finished store of the same header is not written again.
+    """
+    states = trajectories.states
+    per_orbit = states[0].numel() * states.element_size()
+    if per_orbit > SHARD_BYTES:
+        raise StoreError(f"one orbit takes {per_orbit} bytes; a shard holds {SHARD_BYTES}. Save fewer steps.")
+    header = {"resolution": trajectories.resolution, "n_orbits": trajectories.n_orbits, **(provenance or {})}
+    if (Path(folder) / MANIFEST).exists():
+        raise StoreError(f"{folder} holds a store already. Name another folder.")
+    writer = StoreWriter(folder, header)
+    for number, part in enumerate(trajectories.chunks(max_bytes=SHARD_BYTES * 4 // states.element_size())):
+        writer.write_states(f"states-{number:05d}", part.states, {n: (0, v) for n, v in part.labels.items()})
+    return writer.finish()
