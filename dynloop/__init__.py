@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dynloop.lazy import exports
-
-__version__ = "0.1.0"
+from dynloop.version import __version__
 
 _HOMES = {
     "Outcome": "dynloop.outcome",

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dynloop import __version__
 from dynloop.nano.config import INJECTIONS, NORMS, RECIPES, SAMPLING, STARTS, NanoConfig, TrainingConfig
+from dynloop.version import __version__
 
 CHOICES = {"injection": INJECTIONS, "norm": NORMS, "initial_state": STARTS, "recurrences": SAMPLING}
 
@@ -25,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options.run(options)
     except KeyboardInterrupt:
-        print("\ndynloop: interrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        print("\ndynloop: interrupted. What was finished is kept; the same command goes on from there.",
+              file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -40,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         if os.environ.get("DYNLOOP_TRACEBACK"):
             raise
-        full = "No space left on device" in str(error)  # safetensors words it so
-        print(f"dynloop: {error or type(error).__name__}"
-              + (" Make room or choose another disk; what was finished is kept, and the same command goes on." if full else ""),
-              file=sys.stderr)
+        text = str(error) or type(error).__name__
+        if "No space left on device" in text:  # safetensors raises it as its own error
+            text += ". Make room or choose another disk; what was finished is kept, and the same command goes on."
+        print(f"dynloop: {text}", file=sys.stderr)
         return 1
     return 0
 
@@ -93,8 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--tokens", type=_positions, metavar="LIST",
                      help="positions to record, such as 0,5,-1 or 3:96:4; by default all")
     sub.add_argument("--layers", type=_positions, metavar="LIST", help="layers to record, from 1; by default all")
-    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of random initial states: prompt i uses seed + i")
-    sub.add_argument("--batch-size", type=int, metavar="N", help="prompts that run together; by default what fills a shard")
+    sub.add_argument("--seed", type=int, default=0, metavar="N",
+                     help="of random initial states: prompt i uses seed + i")
+    sub.add_argument("--batch-size", type=int, metavar="N", help="prompts that run together; by default what fills a "
+                                                                 "shard")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
 
     sub = command("analyze", _analyze, "measure stores or tensor files and write a report")
@@ -103,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report", required=True, metavar="DIR", help="folder of the report")
     sub.add_argument("--axes", metavar="NAMES", help="axes of a tensor file, such as prompt,token,recurrence,feature")
     sub.add_argument("--key", help="which tensor of a file that holds several")
-    sub.add_argument("--resolution", type=float, help="relative spacing of the dtype the model computed in, where a tensor "
-                                                      "file's dtype is another one (bfloat16: 0.0078125)")
+    sub.add_argument("--resolution", type=float, help="relative spacing of the dtype the model computed in, where a "
+                                                      "tensor file's dtype is another one (bfloat16: 0.0078125)")
     sub.add_argument("--resample", default="prompt", metavar="LABEL", help="what is independent: prompts, never tokens")
     sub.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples")
 
@@ -155,8 +158,9 @@ def _train(options: argparse.Namespace) -> None:
 
     model, training = RECIPES[options.recipe] if options.recipe else (NanoConfig(), TrainingConfig())
     given = vars(options)
-    model, training = (dataclasses.replace(config, **{f.name: given[f.name] for f in dataclasses.fields(config)
-                                                      if f.name in given}) for config in (model, training))
+    model = dataclasses.replace(model, **{f.name: given[f.name] for f in dataclasses.fields(model) if f.name in given})
+    training = dataclasses.replace(training, **{f.name: given[f.name] for f in dataclasses.fields(training)
+                                                if f.name in given})
     _check_device(options.device)
     if options.threads is not None:
         if options.threads < 1:
@@ -193,7 +197,8 @@ def _read_prompts(path: Path) -> list[Any]:
             return [line for line in text.splitlines() if line.strip()]
         prompts = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}. Prompts are UTF-8 text, one a line, or a .json list.") from None
+        raise ValueError(f"{path} cannot be read: {error}. Prompts are UTF-8 text, one a line, or a .json list.") \
+            from None
     if not isinstance(prompts, list) or not all(
             isinstance(p, str) or (isinstance(p, list) and all(isinstance(t, int) for t in p)) for p in prompts):
         raise ValueError(f"{path} must hold a list of texts or of lists of token numbers.")
@@ -206,17 +211,19 @@ def _check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]} Use --device cpu.") from None
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]} Use --device cpu.") \
+            from None
 
 
 def _analyze(options: argparse.Namespace) -> None:
     import dynloop
     from dynloop.report import build_report
 
-    sources = []
+    sources: list[Any] = []
     for name in options.recordings:
         if not Path(name).exists():
-            raise FileNotFoundError(f"no recording {name}. Name a folder that `dynloop capture` wrote, or a tensor file.")
+            raise FileNotFoundError(f"no recording {name}. Name a folder that `dynloop capture` wrote, or a tensor "
+                                    "file.")
         if Path(name).is_dir():
             sources.append(dynloop.open_store(name))
         elif options.axes is None:

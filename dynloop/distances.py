@@ -1,4 +1,4 @@
-"""The one heavy pass over a recording: all distances between the states of each orbit, by one batched matrix product."""
+"""The one heavy pass over a recording: all distances within each orbit, by one batched matrix product."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Measurement:
         name: the analyzer.
         variables: named values, the main one first; each (n_orbits,) or, one value a step, (n_orbits, n). Numbers are
             NaN (texts empty) where the outcome is not `FOUND`, unless the analyzer's docstring says otherwise.
-        outcomes: one `Outcome` an orbit.
+        outcomes: one `Outcome` an orbit; kept as an array of them.
         units: unit of each variable ("" for a pure number); missing ones are "".
         settings: every setting of the analyzer, as used.
         labels: labels of the orbits.
@@ -42,7 +42,7 @@ class Measurement:
 
     name: str
     variables: Mapping[str, np.ndarray]
-    outcomes: Sequence[Outcome] | np.ndarray
+    outcomes: Any
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -140,7 +140,7 @@ class Measurement:
         return frame
 
     def to_xarray(self) -> xarray.Dataset:
-        """An xarray dataset over `orbit` (and `step` or `<name>_step`), labels as coordinates, settings as attributes."""
+        """An xarray dataset over `orbit` (and `step` or `<name>_step`); labels are coordinates, settings attributes."""
         import xarray as xr
 
         curves = {name: values.shape[1] for name, values in self.variables.items() if values.ndim == 2}

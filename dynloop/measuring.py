@@ -26,8 +26,7 @@ def analyzer(function: Analyzer) -> Analyzer:
     Raises:
         TypeError: the function's settings are not keyword-only, or lack defaults.
     """
-    first, *settings = inspect.signature(function).parameters.values()
-    for setting in settings:
+    for setting in list(inspect.signature(function).parameters.values())[1:]:
         if setting.kind is not inspect.Parameter.KEYWORD_ONLY or setting.default is inspect.Parameter.empty:
             raise TypeError(f"setting {setting.name!r} of analyzer {function.__name__} must be keyword-only and have a "
                             "default: write f(trajectories, *, setting=value).")
@@ -42,19 +41,17 @@ def analyzer(function: Analyzer) -> Analyzer:
     return run
 
 
-def _parts(source: Trajectories | Store, wanted: dict[str, Any]) -> Iterator[Trajectories]:
-    """The recording shard by shard; the next shard is read and checked while this one is analysed."""
+def _chunks(source: Trajectories | Store, wanted: dict[str, Any]) -> Iterator[Trajectories]:
+    """The recording chunk by chunk; a store's next chunk is read and checked while this one is analysed."""
     if isinstance(source, Trajectories):
-        yield source.select(**wanted) if wanted else source
+        yield from (source.select(**wanted) if wanted else source).chunks()
         return
+    chunks = (chunk for part in source.parts(**wanted) for chunk in part.chunks()) if wanted else source.stream()
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        ready = ahead.submit(source.part, 0, **wanted)
-        for index in range(source.n_shards):
-            part = ready.result()
-            if index + 1 < source.n_shards:
-                ready = ahead.submit(source.part, index + 1, **wanted)
-            if part is not None:
-                yield part
+        ready = ahead.submit(next, chunks, None)
+        while (chunk := ready.result()) is not None:
+            ready = ahead.submit(next, chunks, None)
+            yield chunk
 
 
 def measure(source: Trajectories | Store, analyzers: Sequence[Analyzer], **wanted: Any) -> list[Measurement]:
@@ -91,11 +88,10 @@ def measure(source: Trajectories | Store, analyzers: Sequence[Analyzer], **wante
     answers: list[list[Measurement]] = [[] for _ in analyzers]
     total = source.n_orbits if isinstance(source, Store) and not wanted else None
     with tqdm(total=total, desc="measure", unit="orbit", disable=None) as progress:
-        for part in _parts(source, wanted):
-            for chunk in part.chunks():
-                for answer, one in zip(answers, analyzers, strict=True):
-                    answer.append(one(chunk))
-                progress.update(chunk.n_orbits)
+        for chunk in _chunks(source, wanted):
+            for answer, one in zip(answers, analyzers, strict=True):
+                answer.append(one(chunk))
+            progress.update(chunk.n_orbits)
     if not answers[0]:
         raise ValueError("no orbit has " + ", ".join(f"{n}={v!r}" for n, v in wanted.items()) + ".")
     return [Measurement.concatenate(parts) for parts in answers]

@@ -80,7 +80,12 @@ class Trajectories:
 
     __slots__ = ("_diverged", "_labels", "_lengths", "_resolution", "_states", "derived")
 
-    derived: dict  # what was computed from these states once and is shared by all analyzers
+    _states: torch.Tensor
+    _labels: Mapping[str, np.ndarray]
+    _lengths: Any  # None until they are needed
+    _diverged: Any
+    _resolution: float
+    derived: dict[str, Any]  # what was computed from these states once and is shared by all analyzers
 
     def __init__(self, states: Any, *, labels: Mapping[str, Any] | None = None, lengths: Any = None,
                  resolution: float | None = None, diverged: Any = None) -> None:

@@ -16,9 +16,9 @@ _STILL_MOVING = 3.0  # a floor of noise keeps the states within this many steps 
 
 @analyzer
 def contraction_rate(trajectories: Trajectories, *, floor_factor: float = 3.0, min_points: int = 5) -> Measurement:
-    """Factor by which a recurrence shrinks the step, fitted before the precision floor: rho = exp(slope of ln delta[t]).
+    """Factor by which a recurrence shrinks the step, fitted before the precision floor.
 
-    With delta[t] = ||x[t+1] - x[t]||:
+    rho = exp(slope of ln delta[t]), with delta[t] = ||x[t+1] - x[t]||:
 
     * floor = median of the last quarter of the steps, and at least 0.3 spacings of the number format times the norm
       of the last state (a floor of 0 means "frozen on the number grid", not super-contraction);
@@ -84,10 +84,9 @@ def contraction_rate(trajectories: Trajectories, *, floor_factor: float = 3.0, m
             outcomes.append(Outcome.NOT_FINITE)
         elif m < min_points:
             outcomes.append(Outcome.TOO_SHORT)
-        elif state[o] == STILL_FALLING:
-            outcomes.append(Outcome.NOT_CONVERGED)
-        elif relative[o] > _AT_FLOOR * spacing and \
-                (state[o] != FITTED or np.median(away[o, m - m // 4:m]) > _STILL_MOVING * floors[o]):
+        elif state[o] == STILL_FALLING or (
+                relative[o] > _AT_FLOOR * spacing
+                and (state[o] != FITTED or np.median(away[o, m - m // 4:m]) > _STILL_MOVING * floors[o])):
             outcomes.append(Outcome.NOT_CONVERGED)
         elif state[o] != FITTED:
             outcomes.append(Outcome.AT_PRECISION_FLOOR)

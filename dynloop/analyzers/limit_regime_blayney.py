@@ -45,11 +45,11 @@ def limit_regime_blayney(trajectories: Trajectories, *, n: int | None = None, ta
         99 % of cases and every random walk a slider; slow convergence (rho .9 to .99, whole window) a slider; an
         orbit whose radius is below about .16 of its distance from the origin a fixed point; a period of more than n/2
         unknown. The amplitude of period 2 is doubled for even n. A drift whose direction settles is a fixed point or
-        a slider to it.
+        a slider to it. Where a state is 0 there is no cosine: `NOT_FOUND`.
 
     Source:
-        Blayney et al. 2026 (arXiv 2604.11791), Algorithm 1 and tables 3 and 4 (tau .05, rho .9). The listing leaves open
-        n and whether the Hann window is periodic.
+        Blayney et al. 2026 (arXiv 2604.11791), Algorithm 1 and tables 3 and 4 (tau .05, rho .9). The listing leaves
+        open n and whether the Hann window is periodic.
 
     Example:
         >>> import numpy as np
@@ -83,7 +83,7 @@ def limit_regime_blayney(trajectories: Trajectories, *, n: int | None = None, ta
             s = 1 - s
         answer = _algorithm_1(s, tau, rho, metric)
         bad = ~np.isfinite(s).all(1)  # the cosine of a zero state
-        outcomes[rows] = np.where(bad, Outcome.NOT_FOUND, Outcome.FOUND)
+        outcomes[rows[~bad]], outcomes[rows[bad]] = Outcome.FOUND, Outcome.NOT_FOUND
         for target, values in zip((regime, frequency, amplitude, slope), answer, strict=True):
             target[rows[~bad]] = values[~bad]
     return Measurement("limit_regime_blayney",

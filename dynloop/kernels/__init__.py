@@ -1,8 +1,12 @@
 """Numba loops: arrays in, arrays out, no policy. The slow, obvious twin of each stands in tests/oracles.py."""
 
-import functools
+from collections.abc import Callable
+from typing import Any
 
 import numba
 
-kernel = functools.partial(numba.njit, cache=True, nogil=True, error_model="numpy", fastmath=False)
-# fastmath stays off: kernels test for NaN, and fastmath lets the compiler assume that there is none.
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a loop: cached on disk, free of the interpreter's lock, NaN respected."""
+    # fastmath stays off: kernels test for NaN, and fastmath lets the compiler assume that there is none
+    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=False)(function)

@@ -36,8 +36,8 @@ def nano(model: NanoModel | str | Path, *, name: str | None = None) -> LoopedMod
     loops = str(config.n_recurrences)
     if record.get("training", {}).get("recurrences") == "uniform":
         loops = f"uniform on 1 to {2 * config.n_recurrences}"
-    provenance = {"family": "nano", "sha256": model_hash(model), "model": dataclasses.asdict(config),
-                  **{key: record[key] for key in ("training", "corpus", "held_out_loss") if key in record}}
+    provenance: dict[str, Any] = {"family": "nano", "sha256": model_hash(model), "model": dataclasses.asdict(config),
+                  **{key: value for key, value in record.items() if key in ("training", "corpus", "held_out_loss")}}
     return LoopedModel(
         name=label, module=model, recorded=[*model.block[:-1], model.loop_norm], width=config.width,
         training_recurrences=loops, encode=lambda text: list(text.encode()), embed=model.embed,

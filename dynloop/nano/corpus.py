@@ -26,11 +26,11 @@ class Corpus:
     held_out_files: tuple[tuple[str, int], ...]  # (path within the corpus, where it begins in held_out)
 
     def draw(self, rng: np.random.Generator, *, n: int, length: int) -> np.ndarray:
-        """n random windows of the training bytes, (n, length) uint8."""
+        """Random windows of the training bytes, (n, length) uint8."""
         return _windows(self.train, rng.integers(0, len(self.train) - length + 1, size=n), length)
 
     def held_out_windows(self, *, n: int, length: int) -> np.ndarray:
-        """n evenly spaced windows of the held-out bytes, (n, length) uint8: the same ones every time."""
+        """Evenly spaced windows of the held-out bytes, (n, length) uint8: the same ones every time."""
         return _windows(self.held_out, np.linspace(0, len(self.held_out) - length, n).astype(np.int64), length)
 
 

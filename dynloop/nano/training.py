@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +45,7 @@ def held_out_loss(model: NanoModel, corpus: Corpus, *, n_recurrences: int | None
     return total / (n * length)
 
 
-def _write_atomically(path: Path, write) -> None:
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path), then put the file in place whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
@@ -168,7 +170,7 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
                 state = {"settings": json.dumps(settings, sort_keys=True), "model": model.state_dict(),
                          "optimizer": optimizer.state_dict(), "step": done,
                          "seconds": time.perf_counter() - began, "log_size": log.tell()}
-                _write_atomically(folder / CHECKPOINT, lambda path, state=state: torch.save(state, path))
+                _write_atomically(folder / CHECKPOINT, functools.partial(torch.save, state))
     tested = (1, 2, 4, 8, 32, 128) if config.looped else (1,)
     record = {"name": name or folder.name, **{k: settings[k] for k in ("training", "corpus")},
               "held_out_loss": {str(r): round(held_out_loss(model, corpus, n_recurrences=r, length=training.length), 4)

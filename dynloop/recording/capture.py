@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import dynloop
 from dynloop.models import LoopedModel, nano, undisturbed
 from dynloop.nano import NanoModel
 from dynloop.store import SHARD_BYTES, Store, StoreWriter
 from dynloop.store.shards import NAMES
+from dynloop.version import __version__
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def capture(model: LoopedModel | NanoModel | str | Path, inputs: Sequence[Any], 
         "n_prompts": len(prompts), "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "dtype": NAMES[weight.dtype], "stored_dtype": "F32", "resolution": torch.finfo(weight.dtype).eps,
         "device": weight.device.type, "attention_kernel": "scaled_dot_product_attention",
-        "versions": {"dynloop": dynloop.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {"dynloop": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     writer = StoreWriter(out, header)
     if writer.complete:
@@ -175,7 +175,7 @@ def _run(looped: LoopedModel, prompts: list[list[int]], batch: _Batch, n_recurre
     states = torch.empty(len(prompts), len(layers), len(positions), n_recurrences, looped.width)
     calls = [0] * len(layers)
 
-    def record(index: int):
+    def record(index: int) -> Callable[[nn.Module, Any, torch.Tensor], None]:
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
             if calls[index] < n_recurrences:
                 states[:, index, :, calls[index]] = output[:, positions].to("cpu", torch.float32)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-import dynloop
 from dynloop.analyzers import contraction_rate, distance_to_limit, limit_regime_blayney
 from dynloop.analyzers.limit_regime_blayney import REGIMES
 from dynloop.measurement import Measurement
-from dynloop.measuring import measure
+from dynloop.measuring import Analyzer, measure
 from dynloop.outcome import Outcome
 from dynloop.report.figures import Drawing, distance_curves, distance_map, draw, pca_path
-from dynloop.report.report import Report, Table, interval, number, percent, significant
+from dynloop.report.report import Report, Table, number, percent, significant
 from dynloop.statistics import Estimate, estimate
 from dynloop.store import Store
 from dynloop.trajectories import Trajectories
+from dynloop.version import __version__
 
 
 def build_report(sources: Sequence[Store | Trajectories], *, resample: str = "prompt", n_resamples: int = 1000,
@@ -45,10 +44,11 @@ def build_report(sources: Sequence[Store | Trajectories], *, resample: str = "pr
             part.name = f"{part.name} ({i + 1})"
     return Report(
         title=title, findings=tuple(part.finding() for part in parts),
-        tables=(_provenance(parts), _regimes(parts), _convergence(parts), _rates(parts), _outcomes(parts)),
-        drawings=tuple(drawing for part in parts for drawing in part.drawings()),
+        tables=(_convergence(parts), _rates(parts), _regimes(parts)),
+        drawings=tuple(drawing for kind in zip(*(part.drawings() for part in parts), strict=True) for drawing in kind),
+        appendix=(_provenance(parts), _outcomes(parts)),
         estimates=tuple(e for part in parts for e in part.estimates),
-        provenance={"dynloop": dynloop.__version__, "n_resamples": n_resamples, "resample": resample,
+        provenance={"dynloop": __version__, "n_resamples": n_resamples, "resample": resample,
                     "recordings": {part.name: part.provenance for part in parts}})
 
 
@@ -58,13 +58,14 @@ class _Recording:
     def __init__(self, source: Store | Trajectories, fallback: str, resample: str, n_resamples: int) -> None:
         self.source = source
         self.provenance: dict[str, Any] = dict(source.header) if isinstance(source, Store) else {}
-        analyzers = [functools.partial(distance_to_limit, metric="relative"), contraction_rate, limit_regime_blayney]
+        analyzers: list[Analyzer] = [functools.partial(distance_to_limit, metric="relative"), contraction_rate,
+                                     limit_regime_blayney]
         self.distance, self.rate, self.regime = measure(source, analyzers)
         if resample not in self.rate.labels:
             raise ValueError(f"this recording has no label {resample!r} to resample; it has "
                              f"{', '.join(self.rate.labels) or 'no labels'}. Name one of these with --resample.")
-        models = np.unique(self.rate.labels["model"]) if "model" in self.rate.labels else []
-        self.name = str(models[0]) if len(models) == 1 else fallback
+        models = set(self.rate.labels.get("model", ()))
+        self.name = str(models.pop()) if len(models) == 1 else fallback
         self.layers = [int(v) for v in np.unique(self.rate.labels["layer"])] if "layer" in self.rate.labels else [None]
         self.n_steps = source.n_steps
         self.last = self._at(self.layers[-1])
@@ -89,14 +90,14 @@ class _Recording:
     def _at(self, layer: int | None) -> tuple[Measurement, Measurement, Measurement]:
         if layer is None:
             return self.distance, self.rate, self.regime
-        return tuple(m.select(layer=layer) for m in (self.distance, self.rate, self.regime))  # type: ignore[return-value]
+        distance, rate, regime = (m.select(layer=layer) for m in (self.distance, self.rate, self.regime))
+        return distance, rate, regime
 
     @property
     def estimates(self) -> list[Estimate]:
         """Every estimate of this recording, each with the recording's name as its model."""
-        everything = [*(e for pair in self.shares.values() for e in pair), self.moving,
-                      *(e for group in self.rates.values() for e in group)]
-        return everything
+        return [*(e for pair in self.shares.values() for e in pair), self.moving,
+                *(e for group in self.rates.values() for e in group)]
 
     def finding(self) -> str:
         """What the recording says, in one sentence with its numbers."""
@@ -132,7 +133,8 @@ class _Recording:
         trained = self.provenance.get("model", {}).get("model", {}).get("n_recurrences")
         if str(trained) in losses and str(self.n_steps) in losses:
             before, after = losses[str(trained)], losses[str(self.n_steps)]
-            text += f". Held-out loss {before:.2f} nats per byte at {trained} recurrences, {after:.2f} at {self.n_steps}"
+            text += f". Held-out loss: {before:.2f} nats per byte at {trained} recurrences, {after:.2f} at " \
+                    f"{self.n_steps}"
         return subject + text + "."
 
     def _example(self) -> tuple[Any, Any]:
@@ -166,9 +168,10 @@ class _Recording:
                  alt=f"Line chart: relative distance to the last state over {steps} recurrences for {self.name}, "
                      f"one line a layer. {self.finding()}"),
             draw(f"{slug}-path", pca_path(orbit[0:1]),
-                 caption=f"{self.name}: path of one orbit ({place}) over {int(orbit.lengths[0])} recurrences in the plane "
-                         "of its two leading principal components (fitted on this orbit, n = 1), the one that settles "
-                         "last among those with a rate. A random walk would draw an arc, too.",
+                 caption=f"{self.name}: path of one orbit ({place}) over {int(orbit.lengths[0])} recurrences in the "
+                         "plane of its two leading principal components (fitted on this orbit, n = 1). "
+                         + ("It is the one that settles last. " if rate.found.any() else "No orbit has a rate; it is "
+                            "the first one. ") + "A random walk would draw an arc, too.",
                  alt=f"Scatter plot of one orbit of {self.name} in two principal components, coloured by recurrence."),
             draw(f"{slug}-map", distance_map(one),
                  caption=f"{self.name}: distance of each token of {', '.join(f'{k} {v}' for k, v in of_unit.items())} "
@@ -231,7 +234,7 @@ def _regimes(parts: list[_Recording]) -> Table:
         f"Algorithm 1 of Blayney et al. 2026 on the last layer (n = {settings['n'] or 'all but the last state'}, "
         f"tau = {settings['tau']:g}, rho = {settings['rho']:g}, {settings['metric']}). Brackets: {level:g} % intervals "
         f"over {parts[0].resample}s; a {parts[0].resample} counts when at least one of its tokens has the regime. The "
-        "algorithm calls noise an orbit and slow convergence or drift a slider: read it beside the next two tables.")
+        "algorithm calls noise an orbit and slow convergence or drift a slider: read it beside the tables above.")
 
 
 def _convergence(parts: list[_Recording]) -> Table:
@@ -244,8 +247,8 @@ def _convergence(parts: list[_Recording]) -> Table:
     tolerance = parts[0].distance.settings["tolerance"]
     return Table("At rest or moving", ("model", "tokens still moving", "median last step", "largest last step"),
                  tuple(rows),
-                 f"Last layer. Still moving: the last of the recorded steps is larger than {tolerance:g} of the state's "
-                 "norm. Steps are relative to that norm.")
+                 f"Last layer. Still moving: the last of the recorded steps is larger than {tolerance:g} of the "
+                 "state's norm. Steps are relative to that norm.")
 
 
 def _rates(parts: list[_Recording]) -> Table:
@@ -262,15 +265,16 @@ def _rates(parts: list[_Recording]) -> Table:
     settings = parts[0].rate.settings
     note = (f"Medians over tokens with {100 * parts[0].moving.confidence_level:g} % intervals over "
             f"{parts[0].resample}s. Rate: factor by which a recurrence shrinks the step, fitted on the steps above "
-            f"{settings['floor_factor']:g} floors (at least {settings['min_points']} points); floor: median of the last "
-            "quarter of the steps, relative to the state's norm; regime: how many steps that took. ")
+            f"{settings['floor_factor']:g} floors (at least {settings['min_points']} points); floor: median of the "
+            "last quarter of the steps, relative to the state's norm; regime: how many steps that took. ")
     gaps = [_disagreement(p) for p in parts]
     told = [f"{p.name}: {100 * gap:.1f} %" for p, gap in zip(parts, gaps, strict=True) if gap is not None]
     if told:
-        note += ("All layers of one block share their multipliers, so their rates must agree; median difference of ln rate "
-                 f"between layers of one token, relative: {'; '.join(told)}.")
+        note += ("All layers of one block share their multipliers, so their rates must agree; median difference of "
+                 f"ln rate between layers of one token, relative: {'; '.join(told)}.")
     return Table("Contraction before the precision floor",
-                 ("model", "layer", "rate per recurrence", "relative floor", "regime (recurrences)", "tokens with a rate"),
+                 ("model", "layer", "rate per recurrence", "relative floor", "regime (recurrences)",
+                  "tokens with a rate"),
                  tuple(rows), note)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 DASHES = ("-", "--", "-.", ":")
-STYLE = {
-    "font.size": 10, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": 10, "axes.titlelocation": "left", "axes.grid": True, "grid.color": "#dddddd",
+STYLE: Any = {
+    "font.size": 9, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 9, "axes.titlelocation": "left", "axes.grid": True, "grid.color": "#dddddd",
     "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "figure.dpi": 100,
     "svg.fonttype": "path", "svg.hashsalt": "dynloop", "figure.constrained_layout.use": True,
 }
@@ -51,10 +51,9 @@ def draw(name: str, figure: Figure, *, caption: str, alt: str) -> Drawing:
     return Drawing(name, caption, alt, svg, image.getvalue())
 
 
-def _axes(width: float, height: float) -> tuple[Figure, Axes]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
-        return figure, figure.add_subplot()
+def _axes() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.6, 3.5))
+    return figure, figure.add_subplot()
 
 
 def distance_curves(distance: Measurement, rate: Measurement, *, by: str = "layer") -> Figure:
@@ -66,7 +65,7 @@ def distance_curves(distance: Measurement, rate: Measurement, *, by: str = "laye
         by: the label that separates the lines.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(6.2, 3.6)
+        figure, axes = _axes()
         groups = np.unique(distance.labels[by]) if by in distance.labels else [None]
         for i, group in enumerate(groups):
             d = distance.values if group is None else distance.select(**{by: group}).values
@@ -84,7 +83,7 @@ def distance_curves(distance: Measurement, rate: Measurement, *, by: str = "laye
                              label=f"floor of the steps, {label}")
         axes.set(yscale="log", xlabel="recurrence", ylabel="distance to the last state,\nrelative to its norm",
                  xlim=(1, None))
-        axes.legend(fontsize=8.5)
+        axes.legend(fontsize=8)
         return figure
 
 
@@ -97,21 +96,21 @@ def pca_path(orbit: Trajectories) -> Figure:
 
     x = orbit.states[0, :int(orbit.lengths[0])].double().cpu().numpy()
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(4.6, 3.9)
+        figure, axes = _axes()
         if len(x) < 3 or x.shape[1] < 2 or np.ptp(x, axis=0).max() == 0:
             axes.text(0.5, 0.5, "the orbit does not move in two dimensions", ha="center", transform=axes.transAxes)
             return figure
         pca = PCA(n_components=2, svd_solver="full").fit(x)
         path = pca.transform(x)
-        axes.plot(*path.T, color="#888888", linewidth=0.8, zorder=1)
-        dots = axes.scatter(*path.T, c=np.arange(1, len(path) + 1), cmap="viridis", s=16, zorder=2)
+        axes.plot(path[:, 0], path[:, 1], color="#888888", linewidth=0.8, zorder=1)
+        dots = axes.scatter(path[:, 0], path[:, 1], c=np.arange(1, len(path) + 1), cmap="viridis", s=16, zorder=2)
         axes.plot(*path[0], marker="o", markersize=9, markerfacecolor="none", color="black", linestyle="none",
                   label="first recurrence")
         axes.plot(*path[-1], marker="X", markersize=8, color=COLOURS[1], markeredgecolor="white", linestyle="none",
                   label="last recurrence")
         first, second = 100 * pca.explained_variance_ratio_
         axes.set(xlabel=f"component 1 ({first:.3g} % of variance)", ylabel=f"component 2 ({second:.3g} %)")
-        axes.legend(fontsize=8.5)
+        axes.legend(fontsize=8)
         figure.colorbar(dots, ax=axes, label="recurrence")
         return figure
 
@@ -124,8 +123,9 @@ def distance_map(distance: Measurement, *, label: str = "token") -> Figure:
         label: the label along the vertical axis.
     """
     d = np.where(distance.values > 0, distance.values, np.nan)[:, :-1]
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = _axes(6.2, 3.6)
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes()
+        axes.grid(visible=False)
         image = axes.imshow(np.log10(d), aspect="auto", cmap="cividis", interpolation="nearest",
                             extent=(0.5, d.shape[1] + 0.5, len(d) - 0.5, -0.5))
         names = distance.labels.get(label, np.arange(len(d)))

@@ -59,7 +59,7 @@ class Report:
     Attributes:
         title: heading.
         findings: sentences with their numbers and intervals.
-        tables, drawings: in the order of the page.
+        tables, drawings, appendix: in the order of the page; the appendix holds tables, too.
         estimates: every number with its interval, unrounded.
         provenance: which models, data, seeds, dtypes and settings.
     """
@@ -68,6 +68,7 @@ class Report:
     findings: tuple[str, ...]
     tables: tuple[Table, ...]
     drawings: tuple[Drawing, ...]
+    appendix: tuple[Table, ...]
     estimates: tuple[Estimate, ...]
     provenance: Mapping[str, Any]
 
@@ -96,7 +97,7 @@ class Report:
         """Everything but the pictures, as plain values."""
         return {"schema": SCHEMA, "title": self.title, "findings": list(self.findings),
                 "estimates": [e.to_dict() for e in self.estimates],
-                "tables": [dataclasses.asdict(t) for t in self.tables],
+                "tables": [dataclasses.asdict(t) for t in self.tables + self.appendix],
                 "figures": [{"name": d.name, "caption": d.caption, "alt": d.alt} for d in self.drawings],
                 "provenance": dict(self.provenance)}
 
@@ -118,12 +119,12 @@ class Report:
         """Markdown, with the figures beside it."""
         lines = [f"# {self.title}", "", *[f"- {finding}" for finding in self.findings], ""]
         for table in self.tables:
-            cells = [table.columns, tuple("---" for _ in table.columns), *table.rows]
-            lines += [f"## {table.caption}", "", *["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |"
-                                                  for row in cells], "", table.note, ""]
+            lines += _markdown(table)
         lines += ["## Figures", ""]
         for drawing in self.drawings:
             lines += [f"![{drawing.alt}](figures/{drawing.name}.png)", "", drawing.caption, ""]
+        for table in self.appendix:
+            lines += _markdown(table)
         return "\n".join(lines)
 
     def to_html(self) -> str:
@@ -133,6 +134,12 @@ class Report:
         environment = Environment(loader=PackageLoader("dynloop.report", "."), autoescape=True,
                                   undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         return environment.get_template("template.html").render(report=self)
+
+
+def _markdown(table: Table) -> list[str]:
+    cells = [table.columns, tuple("---" for _ in table.columns), *table.rows]
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    return [f"## {table.caption}", "", *rows, "", table.note, ""]
 
 
 def _replace(path: Path, content: bytes) -> None:

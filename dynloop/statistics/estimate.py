@@ -80,14 +80,14 @@ def estimate(measurement: Measurement, *, statistic: str | Callable[[np.ndarray]
     Shares of rare events get no bootstrap, which would give [0, 0] when nothing was seen. With events in fewer than 10
     units, or units without it fewer than 10, the interval is Clopper-Pearson's: exact, when the orbits are
     independent (`resample="orbit"`) or whole units are counted ("affected share"); otherwise on the effective number
-    of orbits n / d (Korn and Graubard 1998), where the design effect d is estimated between units and at least 5. With no event
-    (or nothing but events) at all d cannot be seen, and every unit counts as one observation: the bound then holds
-    whatever the dependence within units.
+    of orbits n / d (Korn and Graubard 1998), where the design effect d is estimated between units and at least 5. With
+    no event (or nothing but events) at all d cannot be seen, and every unit counts as one observation: the bound then
+    holds whatever the dependence within units.
 
     Args:
         measurement: of any number of orbits.
-        statistic: "mean", "median", "share" (of the orbits, with `of`), "affected share" (of the resampled units: those in
-            which at least one orbit has `of`), or a function of a one-dimensional array.
+        statistic: "mean", "median", "share" (of the orbits, with `of`), "affected share" (of the resampled units:
+            those in which at least one orbit has `of`), or a function of a one-dimensional array.
         resample: a label whose values are independent of each other, such as "prompt"; "orbit" when the orbits
             themselves are. There is no default: resampling tokens as if they were independent makes a 95 % interval
             cover 42 % (40 prompts of 20 correlated tokens), resampling prompts 93 %.
@@ -138,15 +138,16 @@ def estimate(measurement: Measurement, *, statistic: str | Callable[[np.ndarray]
                          "Use statistic='share', or resample='prompt'.")
     name = variable or next(iter(measurement.variables))
     values = measurement[name]
-    if values.ndim != 1 and not isinstance(of, Outcome):
+    of_outcome = isinstance(of, Outcome)
+    if values.ndim != 1 and not of_outcome:
         raise ValueError(f"variable {name!r} has {values.shape[1]} values an orbit; an estimate needs one. Choose "
                          "another variable, or reduce it first.")
-    used = np.ones(measurement.n_orbits, bool) if isinstance(of, Outcome) else measurement.found
-    excluded = {o.value: n for o, n in measurement.counts().items() if not (o is Outcome.FOUND or isinstance(of, Outcome))}
+    used = np.ones(measurement.n_orbits, bool) if of_outcome else measurement.found
+    excluded = {} if of_outcome else {o.value: n for o, n in measurement.counts().items() if o is not Outcome.FOUND}
     if not used.any():
         raise ValueError(f"no orbit of {measurement.name} has an answer "
                          f"({', '.join(f'{n} {o}' for o, n in excluded.items())}); nothing can be estimated.")
-    if isinstance(of, Outcome):
+    if of_outcome:
         x = np.array([o is of for o in measurement.outcomes], dtype=float)
     elif of_share:
         x = (values[used] == of).astype(float)
@@ -162,17 +163,18 @@ def estimate(measurement: Measurement, *, statistic: str | Callable[[np.ndarray]
         value, low, high, how = _share(x, unit_of, n_units, statistic == "affected share", confidence_level,
                                        n_resamples, method, rng)
     else:
-        function = {"mean": np.mean, "median": np.median}.get(statistic, statistic)
+        function: Any = statistic if callable(statistic) else {"mean": np.mean, "median": np.median}[statistic]
         value, low, high, how = _bootstrap(x, unit_of, n_units, function, confidence_level, n_resamples, method, rng)
     if n_units < _ENOUGH_UNITS and "resamples" in how:
-        warnings.warn(f"{n_units} {resample}s are few for a bootstrap: its {100 * confidence_level:g} % interval covers "
-                      "less than it says (84 % for 95 % with 5 units). Record more.", UserWarning, stacklevel=2)
+        warnings.warn(f"{n_units} {resample}s are few for a bootstrap: its {100 * confidence_level:g} % interval "
+                      "covers less than it says (84 % for 95 % with 5 units). Record more.", UserWarning, stacklevel=2)
     words = statistic if isinstance(statistic, str) else getattr(statistic, "__name__", "function")
     if of_share:
-        words = f"{words} of {of.value if isinstance(of, Outcome) else of!r}"
+        words = f"{words} of {of.value if isinstance(of, Outcome) else of}"
     shared = {k: v[0].item() if isinstance(v[0], np.generic) else v[0] for k, v in measurement.labels.items()
               if (v == v[0]).all()}
-    label = measurement.name if isinstance(of, Outcome) or name == next(iter(measurement.variables)) else f"{measurement.name}.{name}"
+    main = of_outcome or name == next(iter(measurement.variables))
+    label = measurement.name if main else f"{measurement.name}.{name}"
     return Estimate(label, words, value, low, high, "" if of_share else measurement.units[name], confidence_level, how,
                     resample, n_units, int(used.sum()), excluded, dict(measurement.settings), shared)
 
@@ -190,12 +192,12 @@ def _bootstrap(x: np.ndarray, unit_of: np.ndarray, n_units: int, function: Calla
     if function is np.mean:  # per-unit sums are all that a mean needs
         sums, counts = np.bincount(unit_of, x, n_units), np.bincount(unit_of, minlength=n_units)
 
-        def of_units(index: np.ndarray, axis: int = -1) -> np.ndarray:
+        def of_units(index: np.ndarray, axis: int = -1) -> Any:
             return sums[index].sum(axis) / counts[index].sum(axis)
     else:
         members = np.split(np.argsort(unit_of, kind="stable"), np.cumsum(np.bincount(unit_of))[:-1])
 
-        def of_units(index: np.ndarray) -> float:
+        def of_units(index: np.ndarray, axis: int = -1) -> Any:
             return float(function(x[np.concatenate([members[i] for i in index])]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy warns where BCa is undefined; this is handled below

@@ -19,10 +19,17 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
           "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 TEMPORARY = ".tmp"
+PREFIX = "xxh3-128:"  # of checksums
+_REMEDY = "Restore it from a copy, or delete the store and capture again."
 
 
 class DamagedShardError(ValueError):
     """A shard is missing, cut short or changed since it was committed."""
+
+
+def damaged(path: Path, how: str) -> DamagedShardError:
+    """The error that names a shard and says what is wrong with it."""
+    return DamagedShardError(f"shard {path.name} is damaged: {how}. {_REMEDY}")
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -35,7 +42,7 @@ def map_file(path: Path) -> mmap.mmap:
 
 def checksum(memory: mmap.mmap) -> str:
     """xxh3-128 of a mapped file: as fast as the disk, and it brings the pages in that the analysis reads next."""
-    return f"xxh3-128:{xxhash.xxh3_128(memory).hexdigest()}"
+    return PREFIX + xxhash.xxh3_128(memory).hexdigest()
 
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -72,10 +79,9 @@ def check_size(path: Path, line: dict[str, Any]) -> None:
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise DamagedShardError(f"shard {path.name} is missing from {path.parent}. {_REMEDY}") from None
+        raise damaged(path, f"it is missing from {path.parent}") from None
     if size != line["bytes"]:
-        raise DamagedShardError(f"shard {path.name} has {size} bytes where the manifest says {line['bytes']}: it is "
-                                f"damaged. {_REMEDY}")
+        raise damaged(path, f"it has {size} bytes where the manifest says {line['bytes']}")
 
 
 def verified_map(path: Path, line: dict[str, Any]) -> mmap.mmap:
@@ -83,12 +89,29 @@ def verified_map(path: Path, line: dict[str, Any]) -> mmap.mmap:
     check_size(path, line)
     memory = map_file(path)
     if checksum(memory) != line["checksum"]:
-        raise DamagedShardError(f"shard {path.name} does not have the checksum that the manifest says: it is damaged. "
-                                f"{_REMEDY}")
+        raise damaged(path, "it does not have the checksum that the manifest says")
     return memory
 
 
-_REMEDY = "Restore it from a copy, or delete the store and capture again."
+def _places(memory: mmap.mmap) -> dict[str, tuple[torch.dtype, list[int], int, int]]:
+    """Dtype, shape, first and last byte of every tensor of a safetensors file whose dtype is in `DTYPES`.
+
+    Raises:
+        ValueError: not a whole safetensors file.
+    """
+    size = int.from_bytes(memory[:8], "little")
+    if len(memory) < 8 or size > len(memory) - 8:
+        raise ValueError("it is cut short, or no safetensors file")
+    header = json.loads(memory[8:8 + size])
+    places = {}
+    for name, entry in header.items():
+        if name == "__metadata__" or entry["dtype"] not in DTYPES:
+            continue
+        dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+        if end - begin != math.prod(entry["shape"]) * dtype.itemsize or 8 + size + end > len(memory):
+            raise ValueError(f"it is cut short at {name!r}")
+        places[name] = (dtype, entry["shape"], 8 + size + begin, 8 + size + end)
+    return places
 
 
 def read_safetensors(memory: mmap.mmap) -> dict[str, torch.Tensor]:
@@ -99,21 +122,20 @@ def read_safetensors(memory: mmap.mmap) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: not a whole safetensors file.
     """
-    size = int.from_bytes(memory[:8], "little")
-    if len(memory) < 8 or size > len(memory) - 8:
-        raise ValueError("it is cut short, or no safetensors file")
-    header = json.loads(memory[8:8 + size])
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__" or entry["dtype"] not in DTYPES:
-            continue
-        begin, end = entry["data_offsets"]
-        dtype = DTYPES[entry["dtype"]]
-        if end - begin != math.prod(entry["shape"]) * dtype.itemsize or 8 + size + end > len(memory):
-            raise ValueError(f"it is cut short or damaged at {name!r}")
-        raw = np.frombuffer(memory, dtype=np.uint8, count=end - begin, offset=8 + size + begin)
-        tensors[name] = as_tensor_bytes(raw).view(dtype).view(entry["shape"])
-    return tensors
+    return {name: as_tensor_bytes(np.frombuffer(memory, dtype=np.uint8, count=end - begin, offset=begin))
+            .view(dtype).view(shape) for name, (dtype, shape, begin, end) in _places(memory).items()}
+
+
+def tensor_places(path: Path, line: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """First and last byte of every tensor of a shard; dtypes and shapes must be the manifest's."""
+    try:
+        places = _places(map_file(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(path, str(error)) from error
+    held = {name: {"dtype": NAMES[dtype], "shape": shape} for name, (dtype, shape, _, _) in places.items()}
+    if held != line["tensors"]:
+        raise damaged(path, f"it holds {held} where the manifest says {line['tensors']}")
+    return {name: (begin, end) for name, (_, _, begin, end) in places.items()}
 
 
 def map_tensors(path: Path, line: dict[str, Any], *, trusted: bool = False) -> dict[str, torch.Tensor]:
@@ -121,12 +143,5 @@ def map_tensors(path: Path, line: dict[str, Any], *, trusted: bool = False) -> d
     if trusted:
         check_size(path, line)
     memory = map_file(path) if trusted else verified_map(path, line)
-    try:
-        found = read_safetensors(memory)
-    except (ValueError, KeyError) as error:
-        raise DamagedShardError(f"shard {path.name} is damaged: {error}. {_REMEDY}") from error
-    held = {name: {"dtype": NAMES[t.dtype], "shape": list(t.shape)} for name, t in found.items()}
-    if held != line["tensors"]:
-        raise DamagedShardError(f"shard {path.name} holds {held} where the manifest says {line['tensors']}: it is "
-                                f"damaged. {_REMEDY}")
-    return found
+    tensor_places(path, line)
+    return read_safetensors(memory)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dynloop.store.shards import TEMPORARY, check_size, map_tensors, sync_folder, verified_map, write_shard
-from dynloop.trajectories import Trajectories
+from dynloop.store.shards import DTYPES, TEMPORARY, check_size, map_tensors, sync_folder, verified_map, write_shard
+from dynloop.store.stream import Buffers, stream_states
+from dynloop.trajectories import CHUNK_BYTES, Trajectories
 
 MANIFEST, SHARDS = "manifest.jsonl", "shards"
 FORMAT, VERSION = "dynloop activation store", 1
@@ -105,7 +106,7 @@ class StoreWriter:
         self._commit(line)
         self.lines[file] = line
 
-    def write_states(self, name: str, states: torch.Tensor, labels: Mapping[str, tuple[int, Sequence]]) -> None:
+    def write_states(self, name: str, states: torch.Tensor, labels: Mapping[str, tuple[int, Any]]) -> None:
         """Write and commit a shard of states (..., recurrence, feature), with the finite length of every orbit.
 
         `labels` gives for each label the leading axis that it runs along and its values.
@@ -235,6 +236,23 @@ class Store:
             part = self.part(index, **wanted)
             if part is not None:
                 yield part
+
+    def stream(self, *, piece_bytes: int = CHUNK_BYTES) -> Iterator[Trajectories]:
+        """Every orbit once, in pieces of at most about `piece_bytes` in float32, read past the page cache.
+
+        For passes over recordings larger than memory; `parts` is for looking here and there. A damaged shard is
+        named, at the latest after its last piece: use nothing of a stream that did not end well.
+        """
+        buffers = Buffers()
+        for line in self._states:
+            path, labels = self.folder / line["file"], self._labels(line)
+            small = {name: map_tensors(path, line, trusted=True)[name].flatten().numpy().copy()
+                     for name in ("lengths", "diverged")}
+            itemsize = DTYPES[line["tensors"]["states"]["dtype"]].itemsize
+            for rows, states in stream_states(path, line, piece_bytes=piece_bytes * itemsize // 4, buffers=buffers):
+                yield Trajectories(states, labels={name: values[rows] for name, values in labels.items()},
+                                   lengths=small["lengths"][rows], diverged=small["diverged"][rows],
+                                   resolution=self.header.get("resolution"))
 
     def trajectories(self, **wanted: Any) -> Trajectories:
         """The wanted orbits as one: memory-mapped when they lie in one shard, otherwise gathered in memory.

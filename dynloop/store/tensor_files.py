@@ -27,8 +27,8 @@ def load(path: str | Path, *, axes: Sequence[str] | str, key: str | None = None,
 
     Args:
         path: the file.
-        axes: one name an axis, as a sequence or a text with commas. "recurrence" and "feature" must be among them; every
-            other axis becomes a label (0, 1, 2, ...), for example "prompt,token,recurrence,feature".
+        axes: one name an axis, as a sequence or a text with commas. "recurrence" and "feature" must be among them;
+            every other axis becomes a label (0, 1, 2, ...), for example "prompt,token,recurrence,feature".
         key: which tensor, where the file holds several.
         labels: values in place of 0, 1, 2, ... along an axis, or a single value for all orbits.
         resolution: relative spacing of the dtype in which the model computed, where the file's dtype is another one.
@@ -65,7 +65,8 @@ def load(path: str | Path, *, axes: Sequence[str] | str, key: str | None = None,
     for along, axis in enumerate(lead):
         values = np.asarray((labels or {}).get(names[axis], np.arange(states.shape[along])))
         if values.shape != (shape[along],):
-            raise ValueError(f"labels for axis {names[axis]!r} must be {shape[along]} values; got shape {values.shape}.")
+            raise ValueError(f"labels for axis {names[axis]!r} must be {shape[along]} values; got shape "
+                             f"{values.shape}.")
         found[names[axis]] = np.broadcast_to(values.reshape([-1] + [1] * (len(lead) - along - 1)), shape).reshape(-1)
     for name, value in (labels or {}).items():
         if name not in found:
