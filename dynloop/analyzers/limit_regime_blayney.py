@@ -56,8 +56,8 @@ def limit_regime_blayney(trajectories: Trajectories, *, n: int | None = None, ta
         >>> from dynloop import Trajectories, limit_regime_blayney
         >>> angle = 2 * np.pi * np.arange(128) / 7
         >>> circle = np.stack([np.ones(128), 0.5 * np.cos(angle), 0.5 * np.sin(angle)], axis=1)
-        >>> limit_regime_blayney(Trajectories(circle[None])).values[0]
-        'orbit'
+        >>> print(limit_regime_blayney(Trajectories(circle[None])).values[0])
+        orbit
     """
     if n is not None and (isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1):
         raise ValueError(f"n must be a positive whole number of recurrences, or None for all; got {n!r}.")

@@ -66,7 +66,8 @@ class Estimate:
         return (f"{self.name}: {self.statistic} {self.value:.4g}{unit} [{self.low:.4g}, {self.high:.4g}] "
                 f"{100 * self.confidence_level:g} % {self.method}, {self.n_units} {self.resample}s"
                 f"{f' ({where})' if where else ''}\n"
-                f"{self.n} of {self.n + sum(self.excluded.values())} orbits{left_out}   ({settings})")
+                f"{self.n} of {self.n + sum(self.excluded.values())} orbits{left_out}"
+                f"{f'   ({settings})' if settings else ''}")
 
 
 def estimate(measurement: Measurement, *, statistic: str | Callable[[np.ndarray], float], resample: str,
@@ -115,8 +116,8 @@ def estimate(measurement: Measurement, *, statistic: str | Callable[[np.ndarray]
         >>> rate = np.random.default_rng(0).normal(0.8, 0.1, (40, 20)).ravel()
         >>> m = Measurement("rate", {"rate": rate}, [Outcome.FOUND] * 800, labels={"prompt": np.arange(800) // 20})
         >>> print(estimate(m, statistic="mean", resample="prompt"))
-        rate: mean 0.7959 [0.7898, 0.8023] 95 % BCa, 1000 resamples, 40 prompts
-        800 of 800 orbits   ()
+        rate: mean 0.7974 [0.7901, 0.8038] 95 % BCa, 1000 resamples, 40 prompts
+        800 of 800 orbits
     """
     if not callable(statistic) and statistic not in STATISTICS:
         raise ValueError(f"statistic must be one of {', '.join(STATISTICS)} or a function; got {statistic!r}.")

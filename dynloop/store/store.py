@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dynloop.store.shards import DTYPES, TEMPORARY, check_size, map_tensors, sync_folder, verified_map, write_shard
-from dynloop.store.stream import Buffers, stream_states
+from dynloop.store.stream import stream_states
 from dynloop.trajectories import CHUNK_BYTES, Trajectories
 
 MANIFEST, SHARDS = "manifest.jsonl", "shards"
@@ -171,6 +171,7 @@ class Store:
         self.n_orbits = sum(math.prod(line["tensors"]["states"]["shape"][:-2]) for line in self._states)
         self.n_bytes = sum(line["bytes"] for line in shards)
         self.dtype = self._states[0]["tensors"]["states"]["dtype"]
+        self._itemsize = DTYPES[self.dtype].itemsize
 
     def __repr__(self) -> str:
         state = "" if self.complete else ", unfinished"
@@ -243,16 +244,16 @@ class Store:
         For passes over recordings larger than memory; `parts` is for looking here and there. A damaged shard is
         named, at the latest after its last piece: use nothing of a stream that did not end well.
         """
-        buffers = Buffers()
-        for line in self._states:
-            path, labels = self.folder / line["file"], self._labels(line)
-            small = {name: map_tensors(path, line, trusted=True)[name].flatten().numpy().copy()
-                     for name in ("lengths", "diverged")}
-            itemsize = DTYPES[line["tensors"]["states"]["dtype"]].itemsize
-            for rows, states in stream_states(path, line, piece_bytes=piece_bytes * itemsize // 4, buffers=buffers):
-                yield Trajectories(states, labels={name: values[rows] for name, values in labels.items()},
-                                   lengths=small["lengths"][rows], diverged=small["diverged"][rows],
-                                   resolution=self.header.get("resolution"))
+        shards = [(self.folder / line["file"], line) for line in self._states]
+        known = -1
+        for shard, rows, states in stream_states(shards, piece_bytes=piece_bytes * self._itemsize // 4):
+            if shard != known:
+                path, line = shards[shard]
+                labels, small, known = self._labels(line), map_tensors(path, line, trusted=True), shard
+            yield Trajectories(states, labels={name: values[rows] for name, values in labels.items()},
+                               lengths=small["lengths"].flatten()[rows].numpy(),
+                               diverged=small["diverged"].flatten()[rows].numpy(),
+                               resolution=self.header.get("resolution"))
 
     def trajectories(self, **wanted: Any) -> Trajectories:
         """The wanted orbits as one: memory-mapped when they lie in one shard, otherwise gathered in memory.
