@@ -13,7 +13,7 @@ import dynloop
 
 PACKAGE = Path(dynloop.__file__).parent
 # each layer may import the ones before it; rooms on one line may not import each other
-ORDER = [{"version"}, {"lazy"}, {"outcome", "kernels"}, {"trajectories"}, {"distances"}, {"measurement"}, {"store"},
+ORDER = [{"version"}, {"lazy"}, {"outcome", "kernels"}, {"trajectories"}, {"buffers"}, {"distances"}, {"measurement"}, {"store"},
          {"measuring"}, {"nano"}, {"models"}, {"recording", "analyzers"}, {"statistics"}, {"report"}, {"cli"},
          {"__main__"}]
 LAYER = {room: i for i, rooms in enumerate(ORDER) for room in rooms}

@@ -1,4 +1,10 @@
-"""From centred Gram matrices to squared distances."""
+"""From centred Gram matrices to squared distances.
+
+A Gram matrix (T, T) here holds the products of an orbit's states centred on its last finite state; the last row and
+column, which centring would make zero, hold the products with that last state itself, uncentred. `lengths` are finite
+steps; NaN stands at and beyond them. A squared distance below `unresolved_below` times the two squared centred norms
+cannot be resolved by the product and is marked -1.
+"""
 
 import numpy as np
 
@@ -6,71 +12,110 @@ from dynloop.kernels import kernel
 
 
 @kernel
-def squared_distances(gram, lengths, unresolved_below, squared, norms, norm_gaps):
-    """Fill distances, norms and norm gaps; count pairs that the Gram matrix cannot resolve.
+def neighbours(gram, lengths, unresolved_below, tiny, norms, norm_gaps, steps, from_last):
+    """Norms, and squared distances to the next and to the last state.
 
     Args:
-        gram: (n, T, T), products of states centred on each orbit's last finite state; the last row, which centring
-            would make zero, holds the last state itself.
-        lengths: (n,) finite steps.
-        unresolved_below: a squared distance below this share of the two squared centred norms is not resolved.
-        squared: (n, T, T) output; NaN at and beyond the length; -1 where it must be computed directly.
-        norms: (n, T) output, norms of the states themselves; NaN at and beyond the length.
-        norm_gaps: (n, T) output, each norm minus that of the last state, without cancellation; NaN likewise.
+        gram: (n, T, T).
+        lengths: (n,).
+        unresolved_below: see above.
+        tiny: a squared centred norm below this may have lost digits to underflow.
+        norms, norm_gaps: (n, T) output, norms of the states and the same minus that of the last one.
+        steps: (n, T - 1) output, squared distances to the next state, -1 where unresolved.
+        from_last: (n, T) output, squared distances to the last state.
 
     Returns:
-        (n,) pairs to compute directly.
+        (n,) bool: there is a -1; (n,) bool: a square overflows or may have underflowed.
     """
     n, n_steps = norms.shape
-    unresolved = np.zeros(n, dtype=np.int64)
+    unresolved, awkward = np.zeros(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_)
     for o in range(n):
         last = lengths[o] - 1
         g = gram[o]
         for i in range(last + 1, n_steps):
-            norms[o, i] = np.nan
-            norm_gaps[o, i] = np.nan
+            norms[o, i], norm_gaps[o, i], from_last[o, i] = np.nan, np.nan, np.nan
+        for i in range(max(last, 0), n_steps - 1):
+            steps[o, i] = np.nan
+        if last < 0:
+            continue
+        own = np.float64(g[last, last])
+        norms[o, last], norm_gaps[o, last], from_last[o, last] = np.sqrt(own), 0.0, 0.0
+        awkward[o] = not tiny <= own < np.inf and own != 0.0
+        for i in range(last):
+            square = np.float64(g[i, i])
+            awkward[o] |= not tiny <= square < np.inf
+            excess = square + 2.0 * np.float64(g[i, last])
+            norms[o, i] = np.sqrt(max(excess + own, 0.0))
+            both = norms[o, i] + norms[o, last]
+            norm_gaps[o, i] = excess / both if both > 0.0 else 0.0
+            from_last[o, i] = square
+            if i > 0:
+                scale = square + np.float64(g[i - 1, i - 1])
+                d = scale - 2.0 * np.float64(g[i - 1, i])
+                if not d >= unresolved_below * scale:
+                    d = -1.0
+                    unresolved[o] = True
+                steps[o, i - 1] = d
+        if last > 0:
+            steps[o, last - 1] = g[last - 1, last - 1]
+    return unresolved, awkward
+
+
+@kernel
+def all_pairs(gram, lengths, unresolved_below, squared):
+    """Fill squared (n, T, T) for all pairs, -1 where unresolved; returns which orbits have such a pair, (n,) bool."""
+    n, n_steps = squared.shape[:2]
+    unresolved = np.zeros(n, dtype=np.bool_)
+    for o in range(n):
+        last = lengths[o] - 1
+        g = gram[o]
+        for i in range(last + 1, n_steps):
             for j in range(n_steps):
                 squared[o, i, j] = np.nan
                 squared[o, j, i] = np.nan
         if last < 0:
             continue
-        own = float(g[last, last])
+        squared[o, last, last] = 0.0
         for i in range(last):
-            excess = float(g[i, i]) + 2.0 * float(g[i, last])
-            norms[o, i] = np.sqrt(max(excess + own, 0.0))
-            both = norms[o, i] + np.sqrt(own)
-            norm_gaps[o, i] = excess / both if both > 0.0 else 0.0
             squared[o, i, i] = 0.0
-            d = float(g[i, i])
-            if not d < np.inf:
-                d = -1.0
-                unresolved[o] += 1
-            squared[o, i, last] = d
-            squared[o, last, i] = d
+            squared[o, i, last] = g[i, i]
+            squared[o, last, i] = g[i, i]
             for j in range(i):
-                scale = float(g[i, i]) + float(g[j, j])
-                d = scale - 2.0 * float(g[i, j])
+                scale = np.float64(g[i, i]) + np.float64(g[j, j])
+                d = scale - 2.0 * np.float64(g[i, j])
                 if not d >= unresolved_below * scale:
                     d = -1.0
-                    unresolved[o] += 1
+                    unresolved[o] = True
                 squared[o, i, j] = d
                 squared[o, j, i] = d
-        norms[o, last] = np.sqrt(own)
-        norm_gaps[o, last] = 0.0
-        squared[o, last, last] = 0.0
     return unresolved
 
 
 @kernel
-def fill_unresolved(states, squared):
-    """Compute every pair marked -1 directly: states (T, dim), squared (T, T), changed in place."""
-    n_steps, dim = states.shape
-    for i in range(n_steps):
+def squared_distance(a, b):
+    """Squared distance of two states (dim,), directly, in float64."""
+    total = 0.0
+    for k in range(len(a)):
+        difference = np.float64(a[k]) - np.float64(b[k])
+        total += difference * difference
+    return total
+
+
+@kernel
+def fill_neighbours(states, length, everything, steps, from_last):
+    """Compute directly what is marked -1, or everything: states (T, dim), steps (T - 1,), from_last (T,), in place."""
+    for i in range(length - 1):
+        if everything or steps[i] == -1.0:
+            steps[i] = squared_distance(states[i], states[i + 1])
+        if everything:
+            from_last[i] = squared_distance(states[i], states[length - 1])
+
+
+@kernel
+def fill_pairs(states, length, everything, squared):
+    """Compute directly every pair marked -1, or all: states (T, dim), squared (T, T), changed in place."""
+    for i in range(length):
         for j in range(i):
-            if squared[i, j] == -1.0:
-                total = 0.0
-                for k in range(dim):
-                    difference = float(states[i, k]) - float(states[j, k])
-                    total += difference * difference
-                squared[i, j] = total
-                squared[j, i] = total
+            if everything or squared[i, j] == -1.0:
+                squared[i, j] = squared_distance(states[i], states[j])
+                squared[j, i] = squared[i, j]

@@ -13,9 +13,7 @@ import dataclasses
 import errno
 import itertools
 import math
-import mmap
 import os
-import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,27 +23,12 @@ import numpy as np
 import torch
 import xxhash
 
+from dynloop.buffers import Buffers
 from dynloop.store.shards import DTYPES, PREFIX, check_size, damaged, tensor_places
 from dynloop.trajectories import as_tensor_bytes
 
 _PAGE = 4096
 _AHEAD = 3  # reads under way
-
-
-class _Buffers:
-    """Anonymous memory for pieces, used again as soon as nothing refers to the piece any more."""
-
-    def __init__(self) -> None:
-        self._free: list[mmap.mmap] = []
-
-    def view(self, size: int) -> np.ndarray:
-        """A writable array of `size` bytes, page-aligned."""
-        memory = self._free.pop() if self._free else None
-        if memory is None or len(memory) < size:
-            memory = mmap.mmap(-1, size)
-        array = np.frombuffer(memory, dtype=np.uint8, count=size)
-        weakref.finalize(array, self._free.append, memory).atexit = False
-        return array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +57,7 @@ def _pieces(shards: Sequence[tuple[Path, dict[str, Any]]], piece_bytes: int) -> 
             new = until
 
 
-def _read(path: Path, piece: _Piece, buffers: _Buffers) -> np.ndarray:
+def _read(path: Path, piece: _Piece, buffers: Buffers) -> np.ndarray:
     """The bytes of a piece, from its page boundary on."""
     raw = buffers.view(math.ceil((piece.until - piece.begin) / _PAGE) * _PAGE)
     try:
@@ -105,7 +88,7 @@ def stream_states(shards: Sequence[tuple[Path, dict[str, Any]]], *, piece_bytes:
         DamagedShardError: a shard is not the one that was committed. It may come after its last piece: what was made
             of its pieces must then be thrown away.
     """
-    buffers, pieces = _Buffers(), _pieces(shards, piece_bytes)
+    buffers, pieces = Buffers(), _pieces(shards, piece_bytes)
     digest = xxhash.xxh3_128()
     with ThreadPoolExecutor(_AHEAD) as readers:
         def start(piece: _Piece) -> tuple[_Piece, Any]:

@@ -1,0 +1,41 @@
+"""Scratch memory that is used again as soon as nothing refers to it: fresh pages cost more than the work on them."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+
+import numpy as np
+import torch
+
+from dynloop.trajectories import as_tensor_bytes
+
+
+class Buffers:
+    """A pool of anonymous, page-aligned memory.
+
+    What it hands out stays valid as long as anything refers to it, however long that is; then it serves again.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+
+    def view(self, size: int) -> np.ndarray:
+        """A writable array of `size` bytes."""
+        fitting = [memory for memory in self._free if size <= len(memory) <= 2 * size + mmap.PAGESIZE]
+        if fitting:
+            memory = fitting[-1]
+            self._free.remove(memory)
+        else:
+            del self._free[:-4]  # sizes have changed: keep little of what no longer fits
+            memory = mmap.mmap(-1, size)
+        array = np.frombuffer(memory, dtype=np.uint8, count=size)
+        weakref.finalize(array, self._free.append, memory).atexit = False
+        return array
+
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """An uninitialised tensor; torch keeps a pool of its own for devices other than the processor."""
+        if device.type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=device)
+        return as_tensor_bytes(self.view(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
