@@ -1,0 +1,555 @@
+"""The report's numbers are the recording's numbers, in every format; the page needs nothing but itself."""
+
+import csv
+import dataclasses
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from dynloop import Outcome, Trajectories, capture, load, measure, open_store, save
+from dynloop.analyzers import contraction_rate, distance_to_limit, limit_regime_blayney
+from dynloop.nano import shipped_prompts
+from dynloop.report import Report, build_report
+
+MODELS = ("nano-settles", "nano-random-start", "nano-drifts")
+TOKENS = range(7, 64, 14)
+PROMPTS, STEPS = 12, 128
+N = PROMPTS * len(TOKENS)  # orbits of a layer
+INTERVAL = re.compile(r"([\d.e+-]+)( %)? \[([\d.e+-]+), ([\d.e+-]+)\]")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_threads():
+    """One thread: small products lose more to the barrier than they gain, tenfold on a busy machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stores")
+    return [capture(name, shipped_prompts()[:PROMPTS], out=root / name, n_recurrences=STEPS, tokens=TOKENS)
+            for name in MODELS]
+
+
+@pytest.fixture(scope="module")
+def report(stores):
+    return build_report(stores)
+
+
+@pytest.fixture(scope="module")
+def folder(report, tmp_path_factory):
+    return report.save(tmp_path_factory.mktemp("report") / "r").parent
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+class Page(html.parser.HTMLParser):
+    """What a reader and a screen reader find on the page, and that every element is closed where it should be."""
+
+    VOID = frozenset({"meta", "link", "br", "hr", "img", "input"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.tags, self.texts, self.heads = [], [], [], [], [], []
+        self.tables, self.images, self.unlabelled = [], [], 0
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag == "table":
+            self.tables.append({"caption": "", "rows": []})
+        if tag == "tr":
+            self.tables[-1]["rows"].append([])
+        if tag in ("th", "td"):
+            self.tables[-1]["rows"][-1].append("")
+            self.heads += [attributes.get("scope")] if tag == "th" else []
+        if tag == "svg":
+            labels = [a.get("aria-label") for _, a in self.open if a.get("role") == "img"]
+            self.images.append(labels[-1] if labels else None)
+        if tag not in self.VOID:
+            self.open.append((tag, attributes))
+        self.note(attributes)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.note(dict(attributes))
+
+    def note(self, attributes):
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [(name, value) for name, value in attributes.items()
+                       if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster", "background")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        inside = [tag for tag, _ in self.open]
+        if inside[-1:] == ["caption"]:
+            self.tables[-1]["caption"] += data
+        if inside[-1:] in (["td"], ["th"]):
+            self.tables[-1]["rows"][-1][-1] += data
+
+
+def markdown_tables(text):
+    tables = []
+    for block in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        rows = [re.split(r"(?<!\\) \| ", line.removeprefix("| ").removesuffix(" |"))
+                for line in block.splitlines() if line.startswith("| ")]
+        if rows:
+            tables.append({"caption": block.splitlines()[0], "rows": [rows[0], *rows[2:]]})
+    return tables
+
+
+def table_of(report, words):
+    table, = (t for t in report.tables + report.appendix if words in t.caption)
+    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+
+
+def value(cell):
+    """The first number of a cell."""
+    return float(re.match(r"[\d.e+-]+", cell)[0])
+
+
+# ---- the analyses once more, in plain NumPy over float64 states, one orbit at a time
+
+def plain_rate(x):
+    """Rate (None: there is none), floor over the last norm, and regime length, as the docstring says."""
+    steps = np.linalg.norm(np.diff(x, axis=0), axis=1)
+    m, end = len(steps), np.linalg.norm(x[-1])
+    floor = max(np.median(steps[m - m // 4:]), 0.3 * np.finfo("float32").eps * end)
+    above = np.flatnonzero(steps > 3 * floor)
+    length = above[-1] + 1 if len(above) else 0
+    away = np.median(np.linalg.norm(x[m - m // 4:m] - x[-1], axis=1))
+    if (floor > 8 * np.finfo("float32").eps * end and away > 3 * floor) or length < 5:
+        return None, floor / end, length
+    return np.exp(np.polyfit(np.arange(length), np.log(steps[:length]), 1)[0]), floor / end, length
+
+
+def plain_regime(x):
+    """Algorithm 1 of Blayney et al. 2026 with tau .05 and rho .9."""
+    s = np.array([a @ x[-1] / np.linalg.norm(a) / np.linalg.norm(x[-1]) for a in x[:-1]])
+    n = len(s)
+    t = np.arange(n)
+    slope, base = np.polyfit(t, s, 1)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * t / n)
+    spectrum = np.abs(np.fft.rfft((s - slope * t - base) * hann))[1:]
+    k = np.argmax(spectrum)
+    if np.sum(s >= 0.95) >= 0.9 * n:
+        return "fixed point"
+    if 4 * spectrum[k] / n >= 0.025 and k + 1 >= 2:
+        return "orbit"
+    return "slider" if slope > 0.05 / n else "unknown"
+
+
+@pytest.fixture(scope="module")
+def recomputed(stores):
+    """For each model: layer -> rates, floors, lengths, last steps, distances; regimes of the last layer."""
+    found = {}
+    for name, store in zip(MODELS, stores, strict=True):
+        states, layers = store.trajectories().states.double().numpy(), store.labels["layer"]
+        found[name] = {layer: {
+            "rates": [plain_rate(x) for x in states[layers == layer]],
+            "last": [np.linalg.norm(x[-1] - x[-2]) / np.linalg.norm(x[-1]) for x in states[layers == layer]],
+        } for layer in (1, 2)}
+        found[name]["regimes"] = [plain_regime(x) for x in states[layers == 2]]
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_orbit_has_the_rate_floor_and_regime_of_a_plain_recomputation(stores, recomputed, name):
+    store = stores[MODELS.index(name)]
+    rate, regime = measure(store, [contraction_rate, limit_regime_blayney])
+    for layer in (1, 2):
+        own = rate.select(layer=layer)
+        rates, floors, lengths = zip(*recomputed[name][layer]["rates"], strict=True)
+        assert [r is not None for r in rates] == own.found.tolist()
+        assert own.found.all() if name != "nano-drifts" else not own.found.any()
+        for found, expected in zip(own["rate"][own.found], [r for r in rates if r], strict=True):
+            assert found == pytest.approx(expected, rel=0.01)
+        if name != "nano-drifts":
+            np.testing.assert_allclose(own["relative_floor"], floors, rtol=0.01)
+            assert (np.abs(own["regime_length"] - lengths) <= 1).mean() == 1
+    assert regime.select(layer=2)["regime"].tolist() == recomputed[name]["regimes"]
+
+
+def test_the_tables_hold_the_recomputed_numbers(report, recomputed):
+    rows = table_of(report, "Contraction before the precision floor")
+    assert [(row["model"], row["layer"]) for row in rows] == [(m, layer) for m in MODELS for layer in "12"]
+    for row in rows:
+        rates, floors, lengths = zip(*recomputed[row["model"]][int(row["layer"])]["rates"], strict=True)
+        count = sum(r is not None for r in rates)
+        assert row["tokens with a rate"] == f"{count} of {N}"
+        if not count:
+            assert row["rate per recurrence"] == "none"
+            continue
+        assert value(row["rate per recurrence"]) == pytest.approx(np.median(rates), rel=0.01)
+        assert value(row["relative floor"]) == pytest.approx(np.median(floors), rel=0.01)
+        assert value(row["regime (recurrences)"]) == pytest.approx(np.median(lengths), abs=0.5)
+    for row in table_of(report, "Regimes by the published algorithm"):
+        regimes = np.array(recomputed[row["model"]]["regimes"]) == row["regime"]
+        assert value(row["share of tokens"]) == pytest.approx(100 * regimes.mean(), rel=0.01)
+        assert value(row["share of prompts"]) == pytest.approx(
+            100 * regimes.reshape(PROMPTS, -1).any(1).mean(), rel=0.01)
+    for row in table_of(report, "At rest or moving"):
+        last = np.array(recomputed[row["model"]][2]["last"])
+        assert value(row["tokens still moving"]) == pytest.approx(100 * (last > 1e-3).mean(), rel=0.01)
+        assert value(row["median last step"]) == pytest.approx(np.median(last), rel=0.01)
+        assert value(row["largest last step"]) == pytest.approx(last.max(), rel=0.01)
+
+
+def test_the_findings_hold_the_numbers_of_the_tables(report):
+    rates = {row["model"]: row for row in table_of(report, "Contraction") if row["layer"] == "2"}
+    moving = {row["model"]: row["tokens still moving"] for row in table_of(report, "At rest")}
+    for finding, name in zip(report.findings, MODELS, strict=True):
+        assert finding.startswith(f"{name}: ")
+        assert f"(still moving: {moving[name]})" in finding
+        assert f"{N} tokens of {PROMPTS} prompts" in finding
+        assert f"{STEPS} recurrences" in finding
+        cell = rates[name]["rate per recurrence"]
+        assert cell in finding if cell != "none" else "no contraction rate can be measured" in finding
+
+
+def test_what_became_of_every_orbit_adds_up(report, stores):
+    rows = table_of(report, "What became of every orbit")
+    assert len({(row["model"], row["analyzer"]) for row in rows}) == 9
+    for model, analyzer in {(row["model"], row["analyzer"]) for row in rows}:
+        counts = {row["outcome"]: int(row["orbits"]) for row in rows
+                  if (row["model"], row["analyzer"]) == (model, analyzer)}
+        assert sum(counts.values()) == 2 * N
+        source = stores[MODELS.index(model)]
+        function = {f.__name__: f for f in (contraction_rate, distance_to_limit, limit_regime_blayney)}[analyzer]
+        assert counts == {o.value: n for o, n in measure(source, [function])[0].counts().items()}
+
+
+def test_the_first_table_of_provenance_is_the_header(report, stores):
+    rows = {row[""]: row for row in table_of(report, "What was run, and on what")}
+    for name, store in zip(MODELS, stores, strict=True):
+        header = store.header
+        for row, expected in (("model hash (SHA-256)", header["model"]["sha256"][:16]), ("prompts", str(PROMPTS)),
+                              ("prompts' hash (SHA-256)", header["prompts_sha256"][:16]), ("orbits", str(2 * N)),
+                              ("recurrences in training", header["training_recurrences"]),
+                              ("recurrences recorded", "128"), ("device", "cpu"),
+                              ("attention kernel", header["attention_kernel"]),
+                              ("torch", torch.__version__), ("norm placement", header["model"]["model"]["norm"])):
+            assert rows[row][name] == expected
+
+
+# ---- one set of numbers in four formats
+
+def test_markdown_and_html_hold_the_same_cells(report, page, folder):
+    written = markdown_tables((folder / "report.md").read_text(encoding="utf-8"))
+    given = [{"caption": t.caption, "rows": [list(t.columns), *map(list, t.rows)]}
+             for t in report.tables + report.appendix]
+    assert len(given) == 5
+    assert written == page.tables == given
+    text, markdown = "".join(page.texts), (folder / "report.md").read_text(encoding="utf-8")
+    for words in (report.title, *report.findings, *(t.note for t in report.tables + report.appendix),
+                  *(d.caption for d in report.drawings)):
+        assert words in text
+        assert words in markdown
+
+
+def test_json_and_csv_hold_the_same_unrounded_estimates(report, folder):
+    held = json.loads((folder / "report.json").read_text(encoding="utf-8"),
+                      parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    with open(folder / "estimates.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(held["estimates"]) == len(report.estimates) > 20
+    for row, entry, estimate in zip(rows, held["estimates"], report.estimates, strict=True):
+        assert entry == json.loads(json.dumps(estimate.to_dict(), default=str))
+        assert {k: json.loads(v) if k in ("excluded", "settings", "labels") else v for k, v in row.items()} == \
+            {k: v if isinstance(v, dict) else str(v) for k, v in entry.items()}
+        for number in ("value", "low", "high"):
+            assert float(row[number]) == getattr(estimate, number)
+        assert estimate.low <= estimate.value <= estimate.high
+    assert held["findings"] == list(report.findings)
+    assert [t["rows"] for t in held["tables"]] == [[list(r) for r in t.rows] for t in report.tables + report.appendix]
+    assert held["schema"] == 1
+    assert held["provenance"]["recordings"]["nano-drifts"]["model"]["sha256"]
+
+
+def test_every_estimate_is_shown_and_every_interval_shown_is_an_estimate(report):
+    def rounded(numbers, scale=1.0):
+        return tuple(float(f"{scale * n:.3g}") for n in numbers)
+
+    shown = {tuple(float(f"{float(n):.3g}") for n in (a, b, c))
+             for table in report.tables for row in table.rows for cell in row for a, _, b, c in INTERVAL.findall(cell)}
+    known = {rounded((e.value, e.low, e.high), 100.0 if "share" in e.statistic else 1.0) for e in report.estimates}
+    assert shown == known
+    assert len(shown) > 8
+
+
+def test_every_estimate_says_what_was_counted_and_left_out(report):
+    for estimate in report.estimates:
+        assert estimate.resample == "prompt"
+        assert estimate.n_units == PROMPTS
+        assert estimate.n + sum(estimate.excluded.values()) == N
+        assert estimate.labels["model"] in MODELS
+        assert estimate.labels["layer"] in (1, 2)
+        assert estimate.settings
+        assert estimate.confidence_level == 0.95
+
+
+# ---- the page
+
+def test_the_page_needs_nothing_but_itself(page, folder):
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.links
+    for name, link in page.links:
+        assert link.startswith(("#", "data:")), (name, link)
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "iframe", "object", "embed", "link", "base", "form", "img"}
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert not re.search(r"@import|url\((?!#|[\"']?data:)", text)
+    policy, = (a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "script-src" not in policy
+
+
+def test_ids_are_unique_and_every_reference_meets_one(page, folder):
+    assert len(page.ids) == len(set(page.ids)) > 100
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    used = set(re.findall(r"url\(#([^)]+)\)", text)) | {link[1:] for _, link in page.links if link.startswith("#")}
+    assert used <= set(page.ids)
+    assert len(used) > 20
+
+
+def test_figures_have_an_alternative_text_and_tables_a_caption_and_heads(page, report):
+    assert page.images == [drawing.alt for drawing in report.drawings]
+    assert all(len(alt) > 30 for alt in page.images)
+    assert len(set(page.images)) == len(page.images) == 9
+    assert all(table["caption"].strip() for table in page.tables)
+    assert set(page.heads) == {"col", "row"}
+    assert page.heads.count("row") == sum(len(table["rows"]) - 1 for table in page.tables)
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_every_figure_states_recurrences_thresholds_and_n(report):
+    for name in MODELS:
+        distance, path, heat = (next(d for d in report.drawings if d.name == f"{name}-{kind}")
+                                for kind in ("distance", "path", "map"))
+        for drawing in (distance, path, heat):
+            assert drawing.caption.startswith(f"{name}: ")
+            assert f"{STEPS} recurrences" in drawing.caption
+        assert f"{N} tokens of {PROMPTS} prompts" in distance.caption
+        assert "steps above 3 floors, at least 5 of them" in distance.caption
+        assert "n = 1" in path.caption
+        assert f"n = {len(TOKENS)} tokens" in heat.caption
+        assert "at most 0.001 of the norm" in heat.caption
+        assert re.search(r"prompt \d+, token \d+, layer 2", path.caption)
+
+
+def test_figures_are_files_too_and_the_same_ones(report, folder):
+    assert {path.name for path in (folder / "figures").iterdir()} == \
+        {f"{d.name}.{kind}" for d in report.drawings for kind in ("svg", "png")}
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    for drawing in report.drawings:
+        assert (folder / "figures" / f"{drawing.name}.svg").read_text(encoding="utf-8") == drawing.svg
+        assert drawing.svg in text
+        assert (folder / "figures" / f"{drawing.name}.png").read_bytes().startswith(b"\x89PNG\r\n")
+        assert f"](figures/{drawing.name}.png)" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_path_is_that_of_the_orbit_in_its_caption(report, stores):
+    drawing = next(d for d in report.drawings if d.name == "nano-settles-path")
+    prompt, token = map(int, re.search(r"prompt (\d+), token (\d+)", drawing.caption).groups())
+    lengths = measure(stores[0], [contraction_rate], layer=2)[0]
+    assert lengths.select(prompt=prompt, token=token)["regime_length"] == lengths["regime_length"].max()
+
+
+def test_the_same_recordings_give_the_same_bytes(stores, folder, tmp_path):
+    again = build_report([open_store(store.folder) for store in stores]).save(tmp_path / "r").parent
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    assert names == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    for name in names:
+        assert (folder / name).read_bytes() == (again / name).read_bytes(), name
+
+
+# ---- other recordings
+
+def decay(rates, *, steps=60, dim=6, seed=0):
+    """Orbits (prompts, tokens, steps, dim) that contract at the given rates (prompts, tokens)."""
+    rng = np.random.default_rng(seed)
+    rates = np.asarray(rates)[..., None, None]
+    return 3 * rng.normal(size=(*rates.shape[:2], 1, dim)) + \
+        rng.normal(size=(*rates.shape[:2], 1, dim)) * rates ** np.arange(steps)[:, None]
+
+
+def labelled(states, **more):
+    p, t = states.shape[:2]
+    return Trajectories(states.reshape(p * t, *states.shape[2:]), labels={
+        "prompt": np.repeat(np.arange(p), t), "token": np.tile(np.arange(t), p), **more})
+
+
+@pytest.fixture
+def states():
+    return decay(np.linspace(0.5, 0.8, 24).reshape(6, 4)).astype("float32")
+
+
+def test_a_tensor_file_gives_a_report_with_the_known_rate(tmp_path, states):
+    np.save(tmp_path / "x.npy", states.transpose(1, 2, 3, 0))
+    orbits = load(tmp_path / "x.npy", axes="token,recurrence,feature,prompt", labels={"model": "theirs"})
+    report = build_report([orbits], n_resamples=100)
+    row, = table_of(report, "Contraction")
+    assert (row["model"], row["layer"], row["tokens with a rate"]) == ("theirs", "", "24 of 24")
+    assert value(row["rate per recurrence"]) == pytest.approx(0.65, rel=0.01)
+    assert report.findings[0].startswith("theirs: all 24 tokens of 6 prompts come to rest within 60 recurrences")
+    page = Page(report.save(tmp_path / "r").read_text(encoding="utf-8"))
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_trajectories_and_the_store_that_holds_them_give_one_report(tmp_path, states):
+    orbits = labelled(states, layer=np.tile([1, 2], 12), model="m")
+    one, two = (build_report([source], n_resamples=100) for source in (orbits, save(orbits, tmp_path / "s")))
+    assert one.tables == two.tables
+    assert one.findings == two.findings
+    assert [d.svg for d in one.drawings] == [d.svg for d in two.drawings]
+
+
+def test_prompts_and_layers_alone_are_enough(states):
+    orbits = Trajectories(states[:, 0], labels={"prompt": range(6)})
+    report = build_report([orbits], n_resamples=100)
+    assert report.findings[0].startswith("recording 1: all 6 tokens of 6 prompts")
+    assert len(report.drawings) == 3
+
+
+def test_a_recording_without_the_label_to_resample_is_refused(states):
+    with pytest.raises(ValueError, match=r"no label 'prompt' to resample; it has token, text. Name one of these"):
+        build_report([Trajectories(states[:, 0], labels={"token": range(6), "text": range(6)})])
+    with pytest.raises(ValueError, match="no label 'prompt' to resample; it has no labels"):
+        build_report([Trajectories(states[:, 0])])
+    with pytest.raises(ValueError, match="no label 'orbit' to resample"):
+        build_report([labelled(states)], resample="orbit")
+    with pytest.raises(ValueError, match="at least one recording; got none"):
+        build_report([])
+
+
+def test_another_label_may_be_what_is_independent(states):
+    report = build_report([Trajectories(states[:, 0], labels={"text": range(6)})], resample="text", n_resamples=100)
+    assert "6 orbits of 6 texts" in report.findings[0]
+    assert {e.resample for e in report.estimates} == {"text"}
+
+
+def test_one_prompt_is_refused_with_what_to_do(states):
+    with pytest.raises(ValueError, match=r"resampling needs at least two prompts; got 1. Record more, or state"):
+        build_report([labelled(states[:1])])
+
+
+def test_an_unfinished_store_is_refused(tmp_path, states):
+    store = save(labelled(states), tmp_path / "s")
+    lines = (store.folder / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    (store.folder / "manifest.jsonl").write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(ValueError, match="is unfinished: its capture was interrupted"):
+        build_report([open_store(store.folder)])
+
+
+def test_a_recording_in_which_no_orbit_has_a_rate(tmp_path, rng):
+    noise = labelled(rng.normal(size=(6, 4, 60, 5)).astype("float32"))
+    report = build_report([noise], n_resamples=100)
+    assert report.findings[0] == ("recording 1: none of 24 tokens of 6 prompts comes to rest within 60 recurrences "
+                                  "(still moving: 100 % [54.1, 100]); no contraction rate can be measured.")
+    row, = table_of(report, "Contraction")
+    assert (row["rate per recurrence"], row["tokens with a rate"]) == ("none", "0 of 24")
+    assert not [e for e in report.estimates if e.name.startswith("contraction_rate")]
+    Page(report.save(tmp_path / "r").read_text(encoding="utf-8"))
+
+
+def test_some_orbits_that_leave_the_finite_numbers_are_counted_and_shorten_nothing_else(states):
+    broken = states.copy()
+    broken[0, 1, 30:], broken[2, 3, 7, 2], broken[4, 0, 0] = np.nan, np.inf, -np.inf
+    report = build_report([labelled(broken)], n_resamples=100)
+    assert "21 of 24 tokens of 6 prompts come to rest within 60 recurrences; 0 still move" in report.findings[0]
+    assert "3 left the finite numbers" in report.findings[0]
+    assert "measured on 21 tokens" in report.findings[0]
+    row, = table_of(report, "Contraction")
+    whole, = measure(labelled(states), [contraction_rate])
+    gone = np.array([1, 11, 16])
+    assert row["tokens with a rate"] == "21 of 24"
+    assert value(row["rate per recurrence"]) == pytest.approx(np.median(np.delete(whole["rate"], gone)), rel=0.01)
+    outcomes = {(r["analyzer"], r["outcome"]): r["orbits"] for r in table_of(report, "What became")}
+    for analyzer in ("distance_to_limit", "contraction_rate", "limit_regime_blayney"):
+        assert outcomes[analyzer, "not finite"] == "3"
+        assert outcomes[analyzer, "found"] == "21"
+    assert Outcome.NOT_FINITE.sentence in [r["meaning"] for r in table_of(report, "What became")]
+
+
+def test_a_layer_whose_rates_come_from_one_prompt_gets_no_interval(states, rng):
+    mixed = states.copy()
+    mixed[1:] = rng.normal(size=mixed[1:].shape)
+    row, = table_of(build_report([labelled(mixed)], n_resamples=100), "Contraction")
+    assert (row["rate per recurrence"], row["tokens with a rate"]) == ("none", "4 of 24")
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 8, 9])
+def test_short_recordings_are_said_to_be_short(states, steps):
+    report = build_report([labelled(states[:, :, :steps])], n_resamples=100)
+    outcomes = {(r["analyzer"], r["outcome"]) for r in table_of(report, "What became")}
+    assert (("limit_regime_blayney", "too short") in outcomes) == (steps < 9)
+    assert (("contraction_rate", "too short") in outcomes) == (steps < 6)
+
+
+def test_several_recordings_of_one_name_are_told_apart(states):
+    report = build_report([labelled(states, model="m"), labelled(states[:4], model="m"), labelled(states)],
+                          n_resamples=100)
+    assert [finding.split(":")[0] for finding in report.findings] == ["m (1)", "m (2)", "recording 3"]
+    assert len({drawing.name for drawing in report.drawings}) == 9
+
+
+def test_odd_names_are_escaped(tmp_path, states):
+    name = 'a|b <script>alert("1")</script> & c'
+    report = build_report([labelled(states, model=name)], n_resamples=100)
+    page = Page(report.save(tmp_path / "r").read_text(encoding="utf-8"))
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert page.tables[0]["rows"][1][0] == name
+    assert page.images[0].startswith(f"Line chart: relative distance to the last state over 60 recurrences for {name}")
+    tables = markdown_tables((tmp_path / "r" / "report.md").read_text(encoding="utf-8"))
+    assert tables[0]["rows"][1][0] == name.replace("|", "\\|")
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["tables"][0]["rows"][0][0] == name
+
+
+# ---- saving
+
+@pytest.fixture
+def small():
+    return build_report([labelled(decay(np.full((3, 2), 0.6)).astype("float32"), model="small")], n_resamples=100)
+
+
+def test_a_folder_of_other_things_is_refused_and_left_alone(tmp_path, small):
+    (tmp_path / "notes.txt").write_text("mine")
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(FileExistsError, match=r"holds something else than a report. Name a new folder"):
+            small.save(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_earlier_report_is_replaced_and_no_half_written_file_stays(tmp_path, small):
+    (tmp_path / "r").mkdir()  # an empty folder will do
+    small.save(tmp_path / "r")
+    dataclasses.replace(small, title="Second <thoughts>").save(str(tmp_path / "r"))
+    assert "<h1>Second &lt;thoughts&gt;</h1>" in (tmp_path / "r" / "report.html").read_text()
+    assert (tmp_path / "r" / "report.md").read_text().startswith("# Second <thoughts>\n")
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_an_interrupted_save_leaves_the_earlier_page_whole(tmp_path, small, monkeypatch):
+    page = small.save(tmp_path / "r")
+    before = page.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "to_html", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            dataclasses.replace(small, title="Second").save(tmp_path / "r")
+    assert page.read_bytes() == before
+    dataclasses.replace(small, title="Second").save(tmp_path / "r")
+    assert b"<h1>Second</h1>" in page.read_bytes()
