@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 import weakref
 
 import numpy as np
@@ -20,16 +21,16 @@ class Buffers:
 
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
+        self._lock = threading.Lock()
 
     def view(self, size: int) -> np.ndarray:
         """A writable array of `size` bytes."""
-        fitting = [memory for memory in self._free if size <= len(memory) <= 2 * size + mmap.PAGESIZE]
-        if fitting:
-            memory = fitting[-1]
-            self._free.remove(memory)
-        else:
-            del self._free[:-4]  # sizes have changed: keep little of what no longer fits
-            memory = mmap.mmap(-1, size)
+        with self._lock:
+            fitting = [i for i, memory in enumerate(self._free) if size <= len(memory) <= 2 * size + mmap.PAGESIZE]
+            memory = self._free.pop(fitting[-1]) if fitting else None
+            if memory is None:
+                del self._free[:-4]  # sizes have changed: keep little of what no longer fits
+        memory = memory or mmap.mmap(-1, size)
         array = np.frombuffer(memory, dtype=np.uint8, count=size)
         weakref.finalize(array, self._free.append, memory).atexit = False
         return array

@@ -22,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 refused or failed (one sentence says why), 2 wrong usage,
     130 interrupted."""
     options = _parser().parse_args(arguments)
+    # threads that wait for each other sleep instead of spinning: on a machine with other work, a capture that takes
+    # 3 seconds takes 2 minutes otherwise
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         options.run(options)
     except KeyboardInterrupt:
@@ -225,6 +228,9 @@ def _analyze(options: argparse.Namespace) -> None:
             raise FileNotFoundError(f"no recording {name}. Name a folder that `dynloop capture` wrote, or a tensor "
                                     "file.")
         if Path(name).is_dir():
+            for flag in ("axes", "key", "resolution"):
+                if getattr(options, flag) is not None:
+                    raise ValueError(f"--{flag} is for tensor files; {name} is a store, which knows it. Leave it out.")
             sources.append(dynloop.open_store(name))
         elif options.axes is None:
             raise ValueError(f"{name} is a tensor file: say what its axes are, for example --axes "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from dynloop.buffers import Buffers
 from dynloop.trajectories import Trajectories
 
 METRICS = ("euclidean", "relative", "cosine")  # ||a - b||; ||a - b|| / ||b||; 1 - cos(a, b)
-_UNRESOLVED = 4096  # times the spacing of the product's dtype: below, a squared distance is computed directly
+_UNRESOLVED = 2.0**-7  # a squared distance below this share of the two centred squared norms is computed directly
 _BLOCK_BYTES = 16 * 2**20  # of centred states: few products, and a buffer that is small beside the recording
 _buffers = Buffers()
 
@@ -37,21 +39,12 @@ class Distances:
         self._states = states
         self._gram = _centred_gram(states, lengths)
         spacing = np.finfo(self._gram.dtype)
-        self._limit = _UNRESOLVED * float(spacing.eps)
         tiny = float(spacing.tiny) / float(spacing.eps) ** 2
-        unresolved, self._awkward = neighbours(self._gram, lengths, self._limit, tiny, self.norms, self.norm_gaps,
+        unresolved, self._awkward = neighbours(self._gram, lengths, _UNRESOLVED, tiny, self.norms, self.norm_gaps,
                                                self._steps, self._from_last)
         for o in np.flatnonzero(unresolved | self._awkward):
-            own, length = self._direct(o), lengths[o]
-            fill_neighbours(own, length, self._awkward[o], self._steps[o], self._from_last[o])
-            if self._awkward[o]:
-                with np.errstate(over="ignore"):
-                    self.norms[o, :length] = np.linalg.norm(own[:length].astype(np.float64), axis=1)
-                    # (|a| - |b|) (|a| + |b|) = (a - b).(a + b)
-                    end = own[length - 1].astype(np.float64)
-                    gap = (own[:length] - end) * ((own[:length] + end) / (self.norms[o, :length, None] + 1e-300
-                                                                         + self.norms[o, length - 1]))
-                    self.norm_gaps[o, :length] = gap.sum(1)
+            fill_neighbours(self._direct(int(o)), lengths[o], self._awkward[o], self.norms[o], self.norm_gaps[o],
+                            self._steps[o], self._from_last[o])
 
     def _direct(self, orbit: int) -> np.ndarray:
         """The states of one orbit, (n_steps, dim), for what the product could not resolve."""
@@ -64,20 +57,38 @@ class Distances:
 
         n, n_steps = self.norms.shape
         squared = np.empty((n, n_steps, n_steps))
-        unresolved = all_pairs(self._gram, self.lengths, self._limit, squared)
+        unresolved = all_pairs(self._gram, self.lengths, _UNRESOLVED, squared)
         for o in np.flatnonzero(unresolved | self._awkward):
-            fill_pairs(self._direct(o), self.lengths[o], self._awkward[o], squared[o])
+            fill_pairs(self._direct(int(o)), self.lengths[o], self._awkward[o], squared[o])
         return squared
 
     def successive(self, *, metric: str = "euclidean") -> np.ndarray:
-        """Distance from each state to the next, (n_orbits, n_steps - 1), in one of `METRICS`."""
+        """Distance from each state to the next, (n_orbits, n_steps - 1), in one of `METRICS`.
+
+        Cosines are computed from the states directly: they are differences that no product resolves.
+        """
+        if metric == "cosine":
+            from dynloop.kernels.distances import cosine_distances
+
+            cosines = np.full(self._steps.shape, np.nan)
+            for o, length in enumerate(self.lengths):
+                own = self._direct(o)[:length]
+                cosine_distances(own[:-1], own[1:], cosines[o])
+            return cosines
         return _distance(metric, self._steps, self.norms[:, :-1], self.norms[:, 1:], np.diff(self.norm_gaps, axis=1))
 
     def from_last(self, *, metric: str = "euclidean") -> np.ndarray:
         """Distance of each state from the last finite one, (n_orbits, n_steps); that state's own entry is 0."""
         last = np.maximum(self.lengths - 1, 0)[:, None]
-        return _distance(metric, self._from_last, self.norms, np.take_along_axis(self.norms, last, axis=1),
-                         self.norm_gaps)
+        end = np.take_along_axis(self.norms, last, axis=1)
+        found = _distance(metric, self._from_last, self.norms, end, self.norm_gaps)
+        if metric == "cosine":
+            from dynloop.kernels.distances import cosine_distances
+
+            for o in np.flatnonzero((self.norms < end / 8).any(1)):  # short states drown beside a long last one
+                own = self._direct(int(o))[:self.lengths[o]]
+                cosine_distances(own, own[-1:], found[o])
+        return found
 
 
 def _distance(metric: str, squared: np.ndarray, start: np.ndarray, end: np.ndarray, gap: np.ndarray) -> np.ndarray:
@@ -88,7 +99,7 @@ def _distance(metric: str, squared: np.ndarray, start: np.ndarray, end: np.ndarr
         return np.sqrt(squared)
     with np.errstate(invalid="ignore", divide="ignore"):
         if metric == "relative":
-            return np.sqrt(squared) / end
+            return np.where(squared == 0, 0.0, np.sqrt(squared) / end)  # at rest in 0 is at rest
         return np.maximum(squared - gap**2, 0.0) / (2 * start * end)
 
 
@@ -97,10 +108,10 @@ def distances(trajectories: Trajectories) -> Distances:
 
     States are centred on the orbit's last finite state, which keeps distances near the limit from drowning in
     cancellation, and turned into Gram matrices by one batched matrix product on the device where they lie, in float32
-    (float64 for float64 states). A pair whose squared distance is below 4,096 spacings of that format, relative to the
-    two centred squared norms, cannot be resolved by the product and is computed directly, as is every pair of an orbit
-    whose squares leave the range of the format. Every distance is therefore good to about 1e-3 relative, whatever its
-    size (a test holds it against float64).
+    (float64 for float64 states). A pair whose squared distance is below 1/128 of the two centred squared norms is not
+    resolved well by the product and is computed directly, in float64; so is every pair of an orbit whose squares leave
+    the range of the format, and a norm that is small beside the last one. Every distance is therefore good to 1e-3
+    relative, whatever its size, and to 1e-9 for float64 states (tests hold it against differences taken one by one).
 
     The result takes 4 to 12 n_steps^2 bytes an orbit: pass chunks, as `measure` does.
     """
@@ -127,5 +138,20 @@ def _centred_gram(states: torch.Tensor, lengths: np.ndarray) -> np.ndarray:
         else:
             centred.copy_(part).sub_(ends[:, None])
         centred[at] = ends
-        torch.bmm(centred, centred.transpose(1, 2), out=gram[first:first + block])
+        with _full_precision():
+            torch.bmm(centred, centred.transpose(1, 2), out=gram[first:first + block])
     return gram.cpu().numpy()
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Float32 products in float32, whatever a training script has allowed (TF32, bfloat16)."""
+    allowed = torch.get_float32_matmul_precision()
+    if allowed == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     import xarray
 
 
+def _frozen(values: Any) -> np.ndarray:
+    """A read-only view; the caller's own array stays writable."""
+    view = np.asarray(values).view()
+    view.flags.writeable = False
+    return view
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Measurement:
     """What one analyzer says of every orbit.
@@ -28,6 +35,7 @@ class Measurement:
         units: unit of each variable ("" for a pure number); missing ones are "".
         settings: every setting of the analyzer, as used.
         labels: labels of the orbits.
+        categories: for a variable of texts, all values that it can have.
 
     Raises:
         ValueError: shapes that do not agree.
@@ -46,15 +54,17 @@ class Measurement:
     units: Mapping[str, str] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     labels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    categories: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        outcomes = np.asarray(self.outcomes, dtype=object)
+        outcomes = np.array(self.outcomes, dtype=object)
         if outcomes.ndim != 1 or not all(isinstance(o, Outcome) for o in outcomes):
             raise ValueError(f"outcomes must be a list of Outcome members, one an orbit; got {self.outcomes!r}.")
         if not self.variables:
             raise ValueError(f"a measurement needs at least one variable; {self.name!r} has none.")
-        variables = {name: np.asarray(values) for name, values in self.variables.items()}
-        labels = {name: np.asarray(values) for name, values in self.labels.items()}
+        variables = {name: _frozen(values) for name, values in self.variables.items()}
+        labels = {name: _frozen(values) for name, values in self.labels.items()}
+        outcomes.flags.writeable = False
         for kind, named, dims in (("variable", variables, (1, 2)), ("label", labels, (1,))):
             for name, values in named.items():
                 if values.ndim not in dims or len(values) != len(outcomes):
@@ -65,8 +75,13 @@ class Measurement:
         units = {name: self.units.get(name, "") for name in variables}
         for name, value in (("outcomes", outcomes), ("variables", types.MappingProxyType(variables)),
                             ("labels", types.MappingProxyType(labels)), ("units", types.MappingProxyType(units)),
-                            ("settings", types.MappingProxyType(dict(self.settings)))):
+                            ("settings", types.MappingProxyType(dict(self.settings))),
+                            ("categories", types.MappingProxyType(dict(self.categories)))):
             object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> tuple:
+        return Measurement, (self.name, dict(self.variables), self.outcomes, dict(self.units), dict(self.settings),
+                             dict(self.labels), dict(self.categories))
 
     @property
     def values(self) -> np.ndarray:
@@ -123,6 +138,7 @@ class Measurement:
         """
         import pandas as pd
 
+        self._refuse_clashes("step")
         frame = pd.DataFrame({**self.labels, "outcome": [o.value for o in self.outcomes]})
         curves = {name: values for name, values in self.variables.items() if values.ndim == 2}
         for name, values in self.variables.items():
@@ -149,11 +165,14 @@ class Measurement:
                        {"unit": self.units[name]}) for name, values in self.variables.items()}
         data["outcome"] = (("orbit",), np.array([o.value for o in self.outcomes]), {})
         coordinates = {name: (("orbit",), values) for name, values in self.labels.items()}
-        clash = sorted(set(coordinates) & set(data))
-        if clash:
-            raise ValueError(f"{', '.join(clash)} is both a label and a variable of {self.name}; rename the label.")
+        self._refuse_clashes(*{dim for dims, *_ in data.values() for dim in dims})
         attributes = {"analyzer": self.name, **{f"setting_{k}": str(v) for k, v in self.settings.items()}}
         return xr.Dataset(data, coords=coordinates, attrs=attributes)
+
+    def _refuse_clashes(self, *taken: str) -> None:
+        if clash := sorted(set(self.labels) & {"outcome", *self.variables, *taken}):
+            raise ValueError(f"{', '.join(clash)} is a label of {self.name} and the name of something else in the "
+                             "table; rename the label.")
 
     @staticmethod
     def concatenate(parts: Sequence[Measurement]) -> Measurement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,6 +26,9 @@ def analyzer(function: Analyzer) -> Analyzer:
     Raises:
         TypeError: the function's settings are not keyword-only, or lack defaults.
     """
+    if not inspect.signature(function).parameters or next(iter(inspect.signature(function).parameters.values())).kind \
+            is inspect.Parameter.KEYWORD_ONLY:
+        raise TypeError(f"analyzer {function.__name__} must take trajectories as its first argument.")
     for setting in list(inspect.signature(function).parameters.values())[1:]:
         if setting.kind is not inspect.Parameter.KEYWORD_ONLY or setting.default is inspect.Parameter.empty:
             raise TypeError(f"setting {setting.name!r} of analyzer {function.__name__} must be keyword-only and have a "
@@ -46,7 +49,7 @@ def _chunks(source: Trajectories | Store, wanted: dict[str, Any]) -> Iterator[Tr
     if isinstance(source, Trajectories):
         yield from (source.select(**wanted) if wanted else source).chunks()
         return
-    chunks = (chunk for part in source.parts(**wanted) for chunk in part.chunks()) if wanted else source.stream()
+    chunks = (chunk for part in (source.parts(**wanted) if wanted else source.stream()) for chunk in part.chunks())
     with ThreadPoolExecutor(max_workers=1) as ahead:
         ready = ahead.submit(next, chunks, None)
         while (chunk := ready.result()) is not None:
@@ -54,14 +57,15 @@ def _chunks(source: Trajectories | Store, wanted: dict[str, Any]) -> Iterator[Tr
             yield chunk
 
 
-def measure(source: Trajectories | Store, analyzers: Sequence[Analyzer], **wanted: Any) -> list[Measurement]:
+def measure(source: Trajectories | Store, analyzers: Iterable[Analyzer], *,
+            select: Mapping[str, Any] | None = None) -> list[Measurement]:
     """Run several analyzers over a recording in one pass: every state is read once, one chunk is held in memory.
 
     Args:
         source: trajectories or a store. A store's shards are held against their checksums on the way; an unfinished
             store is refused.
         analyzers: functions f(trajectories) -> Measurement; set their settings with `functools.partial`.
-        wanted: labels to select, for example layer=2 or prompt=[0, 3].
+        select: labels to select, for example {"layer": 2, "prompt": [0, 3]}; by default everything.
 
     Returns:
         One measurement an analyzer, in their order, orbits in the order of the source.
@@ -80,11 +84,13 @@ def measure(source: Trajectories | Store, analyzers: Sequence[Analyzer], **wante
     if not isinstance(source, Trajectories | Store):
         raise TypeError(f"measure needs Trajectories or a Store; got {type(source).__name__}. Open a folder with "
                         "open_store(folder), a tensor file with load(path, axes=...).")
-    if callable(analyzers) or not analyzers or not all(map(callable, analyzers)):
+    analyzers = list(analyzers) if isinstance(analyzers, Iterable) else []
+    if not analyzers or not all(map(callable, analyzers)):
         raise TypeError("measure needs a list of analyzers, for example [dynloop.contraction_rate].")
     if isinstance(source, Store) and not source.complete:
         raise ValueError(f"the store at {source.folder} is unfinished: its capture was interrupted. Run the same "
                          "capture again to finish it, or measure what there is part by part (Store.parts).")
+    wanted = dict(select or {})
     answers: list[list[Measurement]] = [[] for _ in analyzers]
     total = source.n_orbits if isinstance(source, Store) and not wanted else None
     with tqdm(total=total, desc="measure", unit="orbit", disable=None) as progress:

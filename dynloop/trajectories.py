@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dynloop.settings import check_number
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 CHUNK_BYTES = 16 * 2**20  # of states in float32: small enough to stay in cache, large enough for the matrix product
 _UNSET: Any = object()
@@ -78,10 +80,11 @@ class Trajectories:
         1
     """
 
-    __slots__ = ("_diverged", "_labels", "_lengths", "_resolution", "_states", "derived")
+    __slots__ = ("_diverged", "_given", "_labels", "_lengths", "_resolution", "_states", "derived")
 
     _states: torch.Tensor
     _labels: Mapping[str, np.ndarray]
+    _given: Any  # lengths that somebody gave, not measured here
     _lengths: Any  # None until they are needed
     _diverged: Any
     _resolution: float
@@ -99,12 +102,13 @@ class Trajectories:
         n_orbits, n_steps = states.shape[:2]
         clean: dict[str, np.ndarray] = {}
         for name, given in (labels or {}).items():
-            values = np.asarray(given)
+            values = np.array(given)
             if values.ndim == 0:
                 values = np.repeat(values, n_orbits)
             if values.shape != (n_orbits,):
                 raise ValueError(f"label {name!r} must hold one value for each of {n_orbits} orbits; got shape "
                                  f"{values.shape}.")
+            values.flags.writeable = False
             clean[str(name)] = values
         if lengths is not None:
             given = np.asarray(lengths)
@@ -121,10 +125,11 @@ class Trajectories:
         spacing = torch.finfo(states.dtype).eps
         if resolution is None:
             resolution = spacing
-        if not 0 < resolution < 1:
-            raise ValueError(f"resolution is the relative spacing of a number format, between 0 and 1 "
-                             f"(float32: {2.0**-23:.3g}); got {resolution!r}.")
-        for name, value in (("_states", states), ("_labels", types.MappingProxyType(clean)), ("_lengths", lengths),
+        check_number("resolution", resolution, lambda v: 0 < v < 1, "the relative spacing of a number format, between "
+                                                                    f"0 and 1 (float32: {2.0**-23:.3g})")
+        given = None if diverged is not None else lengths
+        for name, value in (("_given", given), ("_states", states), ("_labels", types.MappingProxyType(clean)),
+                            ("_lengths", lengths),
                             ("_diverged", diverged), ("_resolution", float(resolution)), ("derived", {})):
             object.__setattr__(self, name, value)
 
@@ -195,22 +200,39 @@ class Trajectories:
 
     def replace(self, *, states: Any = _UNSET, labels: Any = _UNSET, lengths: Any = _UNSET,
                 resolution: Any = _UNSET) -> Trajectories:
-        """A copy with something changed. Casting states keeps the resolution of the computation."""
+        """A copy with something changed. Casting states keeps the resolution of the computation, and given lengths."""
         keep = states is _UNSET and lengths is _UNSET  # then what is known of the lengths stays true
+        if lengths is _UNSET:
+            lengths = self._lengths if keep or self._given is None else self._given
+            if not keep and (self._given is None or np.shape(states)[:2] != self.states.shape[:2]):
+                lengths = None
         return Trajectories(self.states if states is _UNSET else states,
-                            labels=self.labels if labels is _UNSET else labels,
-                            lengths=self._lengths if keep else None if lengths is _UNSET else lengths,
+                            labels=self.labels if labels is _UNSET else labels, lengths=lengths,
                             diverged=self._diverged if keep else None,
                             resolution=self.resolution if resolution is _UNSET else resolution)
 
+    def __reduce__(self) -> tuple:
+        return _rebuild, (self.states, dict(self.labels), self._lengths, self._diverged, self.resolution)
+
     def __getitem__(self, orbits: Any) -> Trajectories:
         """Some orbits, by slice, indices or mask. A slice shares memory; one index keeps the orbit axis."""
-        if isinstance(orbits, int | np.integer):
+        index: Any = orbits
+        if isinstance(orbits, int | np.integer) and not isinstance(orbits, bool):
             if not -self.n_orbits <= orbits < self.n_orbits:
                 raise IndexError(f"orbit {orbits} of {self.n_orbits}.")
-            orbits = slice(orbits % self.n_orbits, orbits % self.n_orbits + 1)
-        rows = orbits if isinstance(orbits, slice) else torch.as_tensor(np.asarray(orbits), device=self.states.device)
-        index = orbits if isinstance(orbits, slice) else np.asarray(orbits)
+            index = slice(int(orbits) % self.n_orbits, int(orbits) % self.n_orbits + 1)
+        elif isinstance(orbits, slice):
+            if orbits.step not in (None, 1):
+                index = np.arange(self.n_orbits)[orbits]
+        else:
+            index = np.asarray(orbits)
+            if isinstance(orbits, tuple) or index.ndim != 1 or index.dtype.kind not in "iub" or \
+                    (index.dtype.kind == "b" and len(index) != self.n_orbits):
+                raise TypeError(f"orbits are chosen by a slice, a number, a list of numbers or a mask of "
+                                f"{self.n_orbits}; got {orbits!r}.")
+            if index.dtype.kind != "b":
+                index = index.astype(np.int64)
+        rows = index if isinstance(index, slice) else torch.as_tensor(index, device=self.states.device)
         return Trajectories(self.states[rows], labels={name: values[index] for name, values in self.labels.items()},
                             lengths=None if self._lengths is None else self._lengths[index],
                             diverged=None if self._diverged is None else self._diverged[index],
@@ -233,13 +255,17 @@ class Trajectories:
         return self[mask]
 
     def chunks(self, *, max_bytes: int = CHUNK_BYTES) -> Iterator[Trajectories]:
-        """Consecutive parts that take at most about `max_bytes` as float32: itself, where it is small."""
-        block = max(1, max_bytes // (4 * self.n_steps * self.dim))
+        """Consecutive parts whose states and distances each take at most about `max_bytes` as float32."""
+        block = max(1, max_bytes // (4 * self.n_steps * max(self.dim, self.n_steps)))
         if block >= self.n_orbits:
             yield self
             return
         for first in range(0, self.n_orbits, block):
             yield self[first:first + block]
+
+
+def _rebuild(states: torch.Tensor, labels: dict, lengths: Any, diverged: Any, resolution: float) -> Trajectories:
+    return Trajectories(states, labels=labels, lengths=lengths, diverged=diverged, resolution=resolution)
 
 
 def _some(values: np.ndarray, *, most: int = 8) -> str:

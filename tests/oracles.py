@@ -49,26 +49,47 @@ def line(y, first, stop):
     return slope, math.sqrt(left @ left / (len(t) - 2) / (design[:, 0] @ design[:, 0])), len(t)
 
 
+def regime_end(steps, cut):
+    """Steps before the floor: the last one above the cut, once eight in a row lie mostly at or below it."""
+    m = len(steps)
+    over = next((t for t in range(m) if np.median(steps[t:t + 8]) <= cut), None)
+    if over is None:
+        return m
+    above = np.flatnonzero(np.asarray(steps[:over + 8]) > cut)
+    return above[-1] + 1 if len(above) else 0
+
+
 def contraction_regime(steps, least_floor, floor_factor=3.0, min_points=5):
     """Slope, floor, regime length and state of one series of step norms, as `contraction_rate` describes it."""
     m = len(steps)
     if m < min_points:
         return math.nan, math.nan, 0, "too few"
-    quarter = m - max(m // 4, 1)
+    quarter, eighth = m - max(m // 4, 1), m - max(m // 8, 1)
     floor = max(np.median(steps[quarter:]), least_floor)
-    above = np.flatnonzero(steps > floor_factor * floor)
-    length = above[-1] + 1 if len(above) else 0
-    early, _, _ = line(steps, 0, max(length, m // 2))
+    length = regime_end(steps, floor_factor * floor)
     late, error, points = line(steps, quarter, m)
-    falls = points >= 8 and late < -6 * error and floor > floor_factor * least_floor
-    if falls and early < 0 and late <= early / 2:  # at least half as fast: the floor was not reached
-        slope, _, points = line(steps, 0, m)
-        shrinks_enough = -slope * m >= math.log(floor_factor)
-        return slope, math.nan, m, "fitted" if shrinks_enough else "still falling"
-    if falls and late * (m - quarter) < -0.1:
-        return math.nan, math.nan, 0, "still falling"
-    slope, _, points = line(steps, 0, length)
-    return (slope, floor, length, "fitted") if points >= min_points else (math.nan, floor, length, "too few")
+    if points >= 8 and late < -6 * error and floor > floor_factor * least_floor:
+        early, _, _ = line(steps, 0, max(length, m // 2))
+        tail, tail_error, tail_points = line(steps, eighth, m)
+        if tail_points < 6:
+            tail, tail_error = late, error
+        levelled = np.median(steps[m // 2:quarter]) <= 1.2 * np.median(steps[quarter:])
+        if early < 0 and max(tail, late) <= early / 2:  # at least half as fast to the end: no floor was reached
+            floor, length = math.nan, m
+        elif early < 0 and late <= early / 2:  # met at the very end
+            floor = max(np.median(steps[m - max(m // 16, 1):]), least_floor)
+            length = regime_end(steps, floor_factor * floor)
+        elif not levelled and tail < -6 * tail_error and tail * (m - eighth) < -0.1:
+            return math.nan, math.nan, 0, "still falling"
+        elif not levelled:  # met within the last quarter
+            floor = max(np.median(steps[eighth:]), least_floor)
+            length = regime_end(steps, floor_factor * floor)
+    slope, error, points = line(steps, 0, length)
+    if points < min_points:
+        return math.nan, floor, length, "too few"
+    if -slope * length < math.log(floor_factor):
+        return slope, floor, length, "still falling" if math.isnan(floor) else "not shrinking"
+    return slope, floor, length, "fitted" if slope <= -4 * error else "not shrinking"
 
 
 def contraction_rate(states, spacing, floor_factor=3.0, min_points=5):
@@ -79,15 +100,16 @@ def contraction_rate(states, spacing, floor_factor=3.0, min_points=5):
     if len(steps) < min_points:
         return "too short", math.nan, floor, length
     if state == "still falling":
-        return "not converged", math.nan, floor, length
+        return "not converged", math.nan, math.nan, length
     if floor > 8 * spacing * end:  # not the number format's floor: noise about a limit, or an orbit that moves on
         late = from_last(x)[:-1][-(len(steps) // 4):]
-        if state == "too few" or np.median(late) > 3 * floor:
-            return "not converged", math.nan, floor, length
+        if state == "too few" or np.median(late) > 8 * floor:
+            return "not converged", math.nan, math.nan, length
+    if state == "not shrinking":
+        return "not found", math.nan, floor, length
     if state == "too few":
         return "at the precision floor", math.nan, floor, length
-    rate = math.exp(slope)
-    return ("found", rate, floor, length) if rate < 1 else ("not found", math.nan, floor, length)
+    return "found", math.exp(slope), floor, length
 
 
 def algorithm_1(s, tau=0.05, rho=0.9, metric="cosine"):

@@ -230,7 +230,8 @@ def test_asking_twice_gives_the_same_answer_and_memory_of_its_own(analyze, orbit
     first = analyze(orbits)
     kept = {name: values.copy() for name, values in first.variables.items()}
     for values in first.variables.values():
-        values[...] = values.dtype.type(0)  # a caller may write into an answer: the shared distances stay
+        with pytest.raises(ValueError, match="read-only"):
+            values[0] = values[0]
     again = analyze(orbits)
     for name, values in kept.items():
         np.testing.assert_array_equal(again[name], values)
@@ -247,11 +248,14 @@ def test_the_two_distances_are_those_of_their_formulas(metric, orbits):
     assert {step.unit, away.unit} == {"state units" if metric == "euclidean" else ""}
 
 
-def test_the_last_step_decides_what_counts_as_a_limit(orbits):
+def test_the_last_step_and_the_last_quarter_decide_what_counts_as_a_limit(orbits):
     for tolerance in (1e-6, 1e-3, 0.1):
         m = dynloop.distance_to_limit(orbits, tolerance=tolerance)
         assert set(m.outcomes) == {Outcome.FOUND, Outcome.NOT_CONVERGED}
-        assert m.found.tolist() == (m["last_step"] <= tolerance).tolist()
+        late = [np.median(oracles.from_last(orbit, "relative")[-1 - orbits.n_steps // 4:-1])
+                for orbit in orbits.states.numpy()]
+        np.testing.assert_allclose(m["late_distance"], late, rtol=1e-9)
+        assert m.found.tolist() == (np.maximum(m["last_step"], late) <= tolerance).tolist()
         assert np.isfinite(m.values).all()  # given all the same
 
 

@@ -233,6 +233,19 @@ def test_the_model_and_every_random_state_are_left_as_they_were(tmp_path, monkey
     assert model_hash(model) == was
 
 
+def test_the_model_runs_in_evaluation_and_without_gradients(tmp_path, monkeypatch):
+    model, seen, real = NanoModel(TINY), [], NanoModel.step
+    model.train()
+
+    def step(self, *given):
+        seen.append((torch.is_grad_enabled(), any(part.training for part in self.modules())))
+        return real(self, *given)
+
+    monkeypatch.setattr(NanoModel, "step", step)
+    capture(model, TEXTS, out=tmp_path / "s", n_recurrences=3)
+    assert seen == [(False, False)] * 3
+
+
 # ---- prompts, tokens, layers, labels
 
 @pytest.mark.parametrize("config", [TINY, RANDOM], ids=["input", "random"])
@@ -367,7 +380,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_change_nothing(tmp_pa
 @pytest.mark.parametrize(("change", "words"), [
     ({"inputs": "one text"}, r"inputs must be a list of prompts .* got str. One prompt\? Pass \[prompt\]"),
     ({"inputs": b"one text"}, "inputs must be a list of prompts"),
-    ({"inputs": []}, "with at least one; got list"),
+    ({"inputs": []}, "with at least one; got none"),
     ({"inputs": ["ab", ""]}, "prompt 1 is empty"),
     ({"inputs": [[1, 2], []]}, "prompt 1 is empty"),
     ({"n_recurrences": 0}, "n_recurrences must be at least 1; got 0"),

@@ -62,6 +62,7 @@ HUGE = {  # not in float16
     "from 1e30 to 0": lambda rng: 1e30 * decay(rng, 0.3, end=0.0),
     "one state at 1e30": lambda rng: np.where(np.arange(60)[:, None] == 20, 1e30, decay(rng, 0.8, n_steps=60)),
     "tiny": lambda rng: 1e-30 * decay(rng, 0.9),
+    "offset of 1e20": lambda rng: 1e20 * (1 + 1e-3 * decay(rng, 0.97)),
 }
 CASES = {**REGULAR, **AWKWARD, **HUGE}
 
@@ -96,6 +97,22 @@ def test_every_distance_is_good_to_a_thousandth(name, dtype, device, rng):
         for beyond in (found.squared[o, m:], found.squared[o, :, m:], found.norms[o, m:], found.norm_gaps[o, m:],
                        found.successive()[o, max(m - 1, 0):], found.from_last()[o, m:]):
             assert np.isnan(beyond).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", [*REGULAR, *HUGE])
+def test_norms_and_their_differences_are_those_of_the_states(name, dtype, rng):
+    if name == "growth to 1e30" and dtype == torch.float64:
+        pytest.skip("a norm of 1 beside one of 1e30 is lost in float64, where nothing overflows")
+    states = made(name, rng, dtype)
+    found = distances(Trajectories(states))
+    for o, m in enumerate(found.lengths):
+        orbit = states[o, :m].double().numpy()
+        norms = np.array([oracles.norm(state) for state in orbit])
+        np.testing.assert_allclose(found.norms[o, :m], norms, rtol=1e-4)
+        gap_error = found.norm_gaps[o, :m] - (norms - norms[-1:])
+        if m:
+            assert (np.abs(gap_error) <= 1e-5 * oracles.from_last(orbit) + 1e-15 * norms).all()
 
 
 # the norm of a state that is small beside the last one, and an angle between states that differ in length above all,
@@ -235,12 +252,12 @@ def test_the_kernels_mark_what_products_cannot_tell_and_fill_it_directly():
     assert (steps[0] == -1).tolist() == [True, False, False]
     squared[0, 2, 3], steps[0, 2], away[0, 1] = 5.0, 5.0, 5.0  # what is not marked stays
     fill_pairs(few, 4, False, squared[0])
-    fill_neighbours(few, 4, False, steps[0], away[0])
+    fill_neighbours(few, 4, False, norms[0], gaps[0], steps[0], away[0])
     exact = float(np.float32(1e-6)) ** 2
     assert squared[0, 0, 1] == squared[0, 1, 0] == steps[0, 0] == squared_distance(few[0], few[1]) == exact
     assert squared[0, 2, 3] == steps[0, 2] == away[0, 1] == 5.0
     fill_pairs(few, 3, True, squared[0])  # everything, up to a length
-    fill_neighbours(few, 3, True, steps[0], away[0])
+    fill_neighbours(few, 3, True, norms[0], gaps[0], steps[0], away[0])
     assert squared[0, 2, 1] == squared[0, 1, 2] == steps[0, 1] == away[0, 1] == pytest.approx(0.25)
     assert squared[0, 2, 3] == steps[0, 2] == 5.0
 

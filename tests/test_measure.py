@@ -45,9 +45,10 @@ def in_fours(monkeypatch, decaying):
     states = decaying.states.clone()
     states[2, 50] = np.inf
     orbits = decaying.replace(states=states)
-    four = 4 * orbits.n_steps * orbits.dim * 4
+    four = 4 * orbits.n_steps * max(orbits.n_steps, orbits.dim) * 4
+    pieces = 4 * orbits.n_steps * orbits.dim * 4
     monkeypatch.setattr(Trajectories, "chunks", functools.partialmethod(Trajectories.chunks, max_bytes=four))
-    monkeypatch.setattr(Store, "stream", functools.partialmethod(Store.stream, piece_bytes=four))
+    monkeypatch.setattr(Store, "stream", functools.partialmethod(Store.stream, piece_bytes=pieces))
     return orbits
 
 
@@ -98,7 +99,7 @@ def test_orbits_keep_the_order_of_the_source(in_fours, tmp_path):
 def test_labels_select_alike_in_trajectories_and_stores(wanted, in_fours, tmp_path):
     store = save(in_fours, tmp_path / "store")
     for source in (in_fours, store):
-        got, = measure(source, [contraction_rate], **wanted)
+        got, = measure(source, [contraction_rate], select=wanted)
         same(got, contraction_rate(in_fours.select(**wanted)))
         assert set(got.labels["token"]) <= set(np.atleast_1d(wanted.get("token", range(5))))
 
@@ -108,7 +109,7 @@ def test_labels_select_alike_in_trajectories_and_stores(wanted, in_fours, tmp_pa
 def test_what_is_not_there_is_refused_alike(wanted, words, in_fours, tmp_path):
     for source in (in_fours, save(in_fours, tmp_path / "store")):
         with pytest.raises(ValueError, match=words):
-            measure(source, [contraction_rate], **wanted)
+            measure(source, [contraction_rate], select=wanted)
 
 
 def test_distances_are_computed_once_a_chunk_for_all_analyzers(in_fours, passes, tmp_path):
@@ -168,7 +169,7 @@ def test_a_changed_byte_in_a_shard_ends_the_pass(wanted, in_fours, tmp_path):
     raw[-9] ^= 1
     shard.write_bytes(raw)
     with pytest.raises(ValueError, match="checksum"):
-        measure(open_store(tmp_path / "store"), [contraction_rate], **wanted)
+        measure(open_store(tmp_path / "store"), [contraction_rate], select=wanted)
 
 
 def test_an_analyzer_cuts_a_large_recording_into_chunks(in_fours, passes):

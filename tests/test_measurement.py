@@ -167,5 +167,6 @@ def test_curves_of_different_lengths_get_dimensions_of_their_own():
 
 @pytest.mark.parametrize("name", ["rate", "outcome"])
 def test_a_label_that_is_also_a_variable_is_refused_by_xarray(name):
-    with pytest.raises(ValueError, match=f"{name} is both a label and a variable of rate; rename the label"):
-        rate(labels={name: [1, 2, 3]}).to_xarray()
+    for hand_on in ("to_xarray", "to_frame"):
+        with pytest.raises(ValueError, match=f"{name} is a label of rate and the name of something else"):
+            getattr(rate(labels={name: [1, 2, 3]}), hand_on)()

@@ -421,7 +421,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, corpus, folder,
 
 def test_a_foreign_log_is_not_overwritten(tmp_path, corpus):
     (tmp_path / "log.jsonl").write_text('{"event": "theirs"}\n')
-    with pytest.raises(FileExistsError, match="was not written by dynloop"):
+    with pytest.raises(FileExistsError, match="holds something else than a training"):
         train(TINY, SHORT, corpus, tmp_path)
     assert (tmp_path / "log.jsonl").read_text() == '{"event": "theirs"}\n'
 

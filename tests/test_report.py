@@ -128,10 +128,11 @@ def plain_rate(x):
     steps = np.linalg.norm(np.diff(x, axis=0), axis=1)
     m, end = len(steps), np.linalg.norm(x[-1])
     floor = max(np.median(steps[m - m // 4:]), 0.3 * np.finfo("float32").eps * end)
-    above = np.flatnonzero(steps > 3 * floor)
+    over = next(t for t in range(m) if np.median(steps[t:t + 8]) <= 3 * floor)  # from here on mostly at the floor
+    above = np.flatnonzero(steps[:over + 8] > 3 * floor)
     length = above[-1] + 1 if len(above) else 0
     away = np.median(np.linalg.norm(x[m - m // 4:m] - x[-1], axis=1))
-    if (floor > 8 * np.finfo("float32").eps * end and away > 3 * floor) or length < 5:
+    if (floor > 8 * np.finfo("float32").eps * end and away > 8 * floor) or length < 5:
         return None, floor / end, length
     return np.exp(np.polyfit(np.arange(length), np.log(steps[:length]), 1)[0]), floor / end, length
 
@@ -160,6 +161,8 @@ def recomputed(stores):
         states, layers = store.trajectories().states.double().numpy(), store.labels["layer"]
         found[name] = {layer: {
             "rates": [plain_rate(x) for x in states[layers == layer]],
+            "late": [np.median(np.linalg.norm(x[-33:-1] - x[-1], axis=1)) / np.linalg.norm(x[-1])
+                     for x in states[layers == layer]],
             "last": [np.linalg.norm(x[-1] - x[-2]) / np.linalg.norm(x[-1]) for x in states[layers == layer]],
         } for layer in (1, 2)}
         found[name]["regimes"] = [plain_regime(x) for x in states[layers == 2]]
@@ -197,15 +200,19 @@ def test_the_tables_hold_the_recomputed_numbers(report, recomputed):
         assert value(row["relative floor"]) == pytest.approx(np.median(floors), rel=0.01)
         assert value(row["regime (recurrences)"]) == pytest.approx(np.median(lengths), abs=0.5)
     for row in table_of(report, "Regimes by the published algorithm"):
-        regimes = np.array(recomputed[row["model"]]["regimes"]) == row["regime"]
-        assert value(row["share of tokens"]) == pytest.approx(100 * regimes.mean(), rel=0.01)
-        assert value(row["share of prompts"]) == pytest.approx(
-            100 * regimes.reshape(PROMPTS, -1).any(1).mean(), rel=0.01)
+        for regime in ("fixed point", "orbit", "slider", "unknown"):
+            regimes = np.array(recomputed[row["model"]]["regimes"]) == regime
+            share = {"of tokens": regimes.mean(), "of prompts": regimes.reshape(PROMPTS, -1).any(1).mean()}
+            assert value(row[regime]) == pytest.approx(100 * share[row["share"]], rel=0.01)
     for row in table_of(report, "At rest or moving"):
         last = np.array(recomputed[row["model"]][2]["last"])
-        assert value(row["tokens still moving"]) == pytest.approx(100 * (last > 1e-3).mean(), rel=0.01)
+        late = np.array(recomputed[row["model"]][2]["late"])
+        moving = np.maximum(last, late) > 1e-3
+        assert value(row["tokens still moving"]) == pytest.approx(100 * moving.mean(), rel=0.01)
         assert value(row["median last step"]) == pytest.approx(np.median(last), rel=0.01)
         assert value(row["largest last step"]) == pytest.approx(last.max(), rel=0.01)
+        assert value(row["median late distance"]) == pytest.approx(np.median(late), rel=0.01)
+        assert value(row["largest late distance"]) == pytest.approx(late.max(), rel=0.01)
 
 
 def test_the_findings_hold_the_numbers_of_the_tables(report):
@@ -213,7 +220,7 @@ def test_the_findings_hold_the_numbers_of_the_tables(report):
     moving = {row["model"]: row["tokens still moving"] for row in table_of(report, "At rest")}
     for finding, name in zip(report.findings, MODELS, strict=True):
         assert finding.startswith(f"{name}: ")
-        assert f"(still moving: {moving[name]})" in finding
+        assert f"(still moving: {moving[name]}, 95 % interval)" in finding
         assert f"{N} tokens of {PROMPTS} prompts" in finding
         assert f"{STEPS} recurrences" in finding
         cell = rates[name]["rate per recurrence"]
@@ -337,8 +344,8 @@ def test_figures_have_an_alternative_text_and_tables_a_caption_and_heads(page, r
 
 
 def test_every_figure_states_recurrences_thresholds_and_n(report):
-    for name in MODELS:
-        distance, path, heat = (next(d for d in report.drawings if d.name == f"{name}-{kind}")
+    for number, name in enumerate(MODELS, 1):
+        distance, path, heat = (next(d for d in report.drawings if d.name == f"{number}-{name}-{kind}")
                                 for kind in ("distance", "path", "map"))
         for drawing in (distance, path, heat):
             assert drawing.caption.startswith(f"{name}: ")
@@ -347,7 +354,7 @@ def test_every_figure_states_recurrences_thresholds_and_n(report):
         assert "steps above 3 floors, at least 5 of them" in distance.caption
         assert "n = 1" in path.caption
         assert f"n = {len(TOKENS)} tokens" in heat.caption
-        assert "at most 0.001 of the norm" in heat.caption
+        assert "At rest counts what lies below 0.00100" in heat.caption
         assert re.search(r"prompt \d+, token \d+, layer 2", path.caption)
 
 
@@ -363,9 +370,9 @@ def test_figures_are_files_too_and_the_same_ones(report, folder):
 
 
 def test_the_path_is_that_of_the_orbit_in_its_caption(report, stores):
-    drawing = next(d for d in report.drawings if d.name == "nano-settles-path")
+    drawing = next(d for d in report.drawings if d.name == "1-nano-settles-path")
     prompt, token = map(int, re.search(r"prompt (\d+), token (\d+)", drawing.caption).groups())
-    lengths = measure(stores[0], [contraction_rate], layer=2)[0]
+    lengths = measure(stores[0], [contraction_rate], select={"layer": 2})[0]
     assert lengths.select(prompt=prompt, token=token)["regime_length"] == lengths["regime_length"].max()
 
 
@@ -430,10 +437,19 @@ def test_a_recording_without_the_label_to_resample_is_refused(states):
         build_report([Trajectories(states[:, 0], labels={"token": range(6), "text": range(6)})])
     with pytest.raises(ValueError, match="no label 'prompt' to resample; it has no labels"):
         build_report([Trajectories(states[:, 0])])
-    with pytest.raises(ValueError, match="no label 'orbit' to resample"):
-        build_report([labelled(states)], resample="orbit")
     with pytest.raises(ValueError, match="at least one recording; got none"):
         build_report([])
+
+
+def test_orbits_may_be_declared_independent(states):
+    report = build_report([labelled(states)], resample="orbit", n_resamples=100)
+    assert {e.resample for e in report.estimates} == {"orbit"}
+    assert {row["share"] for row in table_of(report, "Regimes")} == {"of tokens"}
+
+
+def test_figures_of_names_alike_have_files_of_their_own(states):
+    report = build_report([labelled(states, model=name) for name in ("a b", "a-b", "???", "!!!")], n_resamples=100)
+    assert len({drawing.name for drawing in report.drawings}) == 12
 
 
 def test_another_label_may_be_what_is_independent(states):
@@ -459,7 +475,8 @@ def test_a_recording_in_which_no_orbit_has_a_rate(tmp_path, rng):
     noise = labelled(rng.normal(size=(6, 4, 60, 5)).astype("float32"))
     report = build_report([noise], n_resamples=100)
     assert report.findings[0] == ("recording 1: none of 24 tokens of 6 prompts comes to rest within 60 recurrences "
-                                  "(still moving: 100 % [54.1, 100]); no contraction rate can be measured.")
+                                  "(still moving: 100 [54.1, 100] %, 95 % interval); "
+                                  "no contraction rate can be measured.")
     row, = table_of(report, "Contraction")
     assert (row["rate per recurrence"], row["tokens with a rate"]) == ("none", "0 of 24")
     assert not [e for e in report.estimates if e.name.startswith("contraction_rate")]
@@ -515,7 +532,7 @@ def test_odd_names_are_escaped(tmp_path, states):
     assert page.tables[0]["rows"][1][0] == name
     assert page.images[0].startswith(f"Line chart: relative distance to the last state over 60 recurrences for {name}")
     tables = markdown_tables((tmp_path / "r" / "report.md").read_text(encoding="utf-8"))
-    assert tables[0]["rows"][1][0] == name.replace("|", "\\|")
+    assert tables[0]["rows"][1][0] == re.sub(r"([|<&])", r"\\\1", name)
     assert json.loads((tmp_path / "r" / "report.json").read_text())["tables"][0]["rows"][0][0] == name
 
 
@@ -539,7 +556,7 @@ def test_an_earlier_report_is_replaced_and_no_half_written_file_stays(tmp_path, 
     small.save(tmp_path / "r")
     dataclasses.replace(small, title="Second <thoughts>").save(str(tmp_path / "r"))
     assert "<h1>Second &lt;thoughts&gt;</h1>" in (tmp_path / "r" / "report.html").read_text()
-    assert (tmp_path / "r" / "report.md").read_text().startswith("# Second <thoughts>\n")
+    assert (tmp_path / "r" / "report.md").read_text().startswith("# Second \\<thoughts>\n")
     assert not list(tmp_path.rglob("*.tmp"))
 
 

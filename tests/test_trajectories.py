@@ -267,7 +267,7 @@ def test_what_was_derived_from_old_states_is_not_passed_on():
 def test_chunks_are_bounded_and_are_the_whole(n_orbits, max_bytes):
     orbits = labelled(2 * n_orbits)
     chunks = list(orbits.chunks(max_bytes=max_bytes))
-    one = 4 * 2 * 4  # bytes of an orbit in float32
+    one = 4 * 4 * 4  # bytes of an orbit's distances in float32; its states take less
     assert all(len(chunk) == 1 or len(chunk) * one <= max_bytes for chunk in chunks)
     assert all((len(chunk) + 1) * one > max_bytes for chunk in chunks[:-1])
     assert np.concatenate([chunk.labels["id"] for chunk in chunks]).tolist() == list(range(2 * n_orbits))

@@ -6,6 +6,7 @@ from dynloop.distances import distances
 from dynloop.measurement import Measurement
 from dynloop.measuring import analyzer
 from dynloop.outcome import Outcome
+from dynloop.settings import check_number, check_whole
 from dynloop.trajectories import Trajectories
 
 METRICS = ("cosine", "euclidean")
@@ -41,11 +42,12 @@ def limit_regime_blayney(trajectories: Trajectories, *, n: int | None = None, ta
         n < 8. `NOT_FINITE`.
 
     Misleads:
-        Badly, and it is offered because published shares rest on it. On known maps it calls noise an orbit in 71 to
-        99 % of cases and every random walk a slider; slow convergence (rho .9 to .99, whole window) a slider; an
-        orbit whose radius is below about .16 of its distance from the origin a fixed point; a period of more than n/2
-        unknown. The amplitude of period 2 is doubled for even n. A drift whose direction settles is a fixed point or
-        a slider to it. Where a state is 0 there is no cosine: `NOT_FOUND`.
+        Badly, and it is offered because published shares rest on it. On known maps it calls noise in s an orbit in 71
+        to 99 % of cases and nearly every random walk a slider; slow convergence (rho .9 to .99, whole window, from a
+        start two norms away) a slider; an orbit whose radius is below about .16 of its distance from the origin a
+        fixed point; a period well above n/2 a slider or unknown. The amplitude of period 2 is doubled for even n. A
+        drift whose direction settles is a fixed point or a slider to it. Where a state is 0 there is no cosine:
+        `NOT_FOUND`.
 
     Source:
         Blayney et al. 2026 (arXiv 2604.11791), Algorithm 1 and tables 3 and 4 (tau .05, rho .9). The listing leaves
@@ -59,12 +61,10 @@ def limit_regime_blayney(trajectories: Trajectories, *, n: int | None = None, ta
         >>> print(limit_regime_blayney(Trajectories(circle[None])).values[0])
         orbit
     """
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1):
-        raise ValueError(f"n must be a positive whole number of recurrences, or None for all; got {n!r}.")
-    if not 0 < tau < np.inf:
-        raise ValueError(f"tau must be a positive number; got {tau!r}. The source uses 0.05.")
-    if not 0 < rho <= 1:
-        raise ValueError(f"rho must be a share above 0 and at most 1; got {rho!r}. The source uses 0.9.")
+    if n is not None:
+        check_whole("n", n, 1, "a positive whole number of recurrences, or None for all")
+    check_number("tau", tau, lambda v: 0 < v < np.inf, "a positive number (the source uses 0.05)")
+    check_number("rho", rho, lambda v: 0 < v <= 1, "a share above 0 and at most 1 (the source uses 0.9)")
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}. Choose one of these.")
     away = distances(trajectories).from_last(metric=metric)
@@ -81,15 +81,16 @@ def limit_regime_blayney(trajectories: Trajectories, *, n: int | None = None, ta
         s = away[rows, length - 1 - window:length - 1]
         if metric == "cosine":
             s = 1 - s
-        answer = _algorithm_1(s, tau, rho, metric)
-        bad = ~np.isfinite(s).all(1)  # the cosine of a zero state
-        outcomes[rows[~bad]], outcomes[rows[bad]] = Outcome.FOUND, Outcome.NOT_FOUND
-        for target, values in zip((regime, frequency, amplitude, slope), answer, strict=True):
-            target[rows[~bad]] = values[~bad]
+        good = np.isfinite(s).all(1)  # a zero state has no cosine
+        outcomes[rows[good]], outcomes[rows[~good]] = Outcome.FOUND, Outcome.NOT_FOUND
+        for target, values in zip((regime, frequency, amplitude, slope), _algorithm_1(s[good], tau, rho, metric),
+                                  strict=True):
+            target[rows[good]] = values
     return Measurement("limit_regime_blayney",
                        {"regime": regime, "frequency": frequency, "amplitude": amplitude, "slope": slope}, outcomes,
                        units={"frequency": "per recurrence", "slope": "per recurrence"},
-                       settings={"n": n, "tau": tau, "rho": rho, "metric": metric}, labels=trajectories.labels)
+                       settings={"n": n, "tau": tau, "rho": rho, "metric": metric}, labels=trajectories.labels,
+                       categories={"regime": REGIMES})
 
 
 def _algorithm_1(s: np.ndarray, tau: float, rho: float, metric: str) -> tuple[np.ndarray, ...]:
@@ -99,12 +100,11 @@ def _algorithm_1(s: np.ndarray, tau: float, rho: float, metric: str) -> tuple[np
     slope = s @ t / (t @ t)
     rest = s - s.mean(1, keepdims=True) - slope[:, None] * t
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n)
-    spectrum = np.abs(np.fft.rfft(np.nan_to_num(rest * hann), axis=1))[:, 1:]
+    spectrum = np.abs(np.fft.rfft(rest * hann, axis=1))[:, 1:]
     peak = spectrum.argmax(1)
     frequency = (peak + 1) / n
     amplitude = 4 * spectrum[np.arange(len(s)), peak] / n
-    with np.errstate(invalid="ignore"):
-        near = s >= 1 - tau if metric == "cosine" else s <= tau
+    near = s >= 1 - tau if metric == "cosine" else s <= tau
     rising = slope if metric == "cosine" else -slope
     regime = np.select([near.sum(1) >= rho * n, (amplitude >= tau / 2) & (frequency >= 2 / n), rising > tau / n],
                        list(REGIMES[:3]), REGIMES[3])

@@ -1,5 +1,7 @@
 """How far does each recurrence move the state?"""
 
+import numpy as np
+
 from dynloop.distances import distances
 from dynloop.measurement import Measurement
 from dynloop.measuring import analyzer
@@ -18,7 +20,8 @@ def successive_distance(trajectories: Trajectories, *, metric: str = "euclidean"
     Returns:
         `distance` (n_orbits, n_steps - 1), in state units (a pure number for "relative" and "cosine"). An orbit that
         left the finite numbers is `NOT_FINITE`, and one of fewer than two steps `TOO_SHORT`; the distances before
-        that are given all the same, NaN after.
+        that are given all the same, NaN after. A state of 0 has no direction: with "cosine" such an orbit is
+        `NOT_FOUND` and the distances concerned NaN.
 
     Misleads:
         A small step does not mean that a fixed point is near: a drift with a slowly turning direction takes small
@@ -35,8 +38,9 @@ def successive_distance(trajectories: Trajectories, *, metric: str = "euclidean"
         array([[1., 2.]])
     """
     delta = distances(trajectories).successive(metric=metric)
-    outcomes = [Outcome.NOT_FINITE if gone else Outcome.TOO_SHORT if n < 2 else Outcome.FOUND
-                for n, gone in zip(trajectories.lengths, trajectories.diverged, strict=True)]
+    outcomes = [Outcome.NOT_FINITE if gone else Outcome.TOO_SHORT if n < 2 else
+                Outcome.FOUND if np.isfinite(d[:n - 1]).all() else Outcome.NOT_FOUND
+                for n, gone, d in zip(trajectories.lengths, trajectories.diverged, delta, strict=True)]
     return Measurement("successive_distance", {"distance": delta}, outcomes,
                        units={"distance": "state units" if metric == "euclidean" else ""},
                        settings={"metric": metric}, labels=trajectories.labels)

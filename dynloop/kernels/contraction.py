@@ -4,7 +4,8 @@ import numpy as np
 
 from dynloop.kernels import kernel
 
-FITTED, TOO_FEW, STILL_FALLING = 0, 1, 2
+FITTED, TOO_FEW, STILL_FALLING, NOT_SHRINKING = 0, 1, 2, 3
+WINDOW = 8  # steps that must mostly lie below the cut before the regime is over
 
 
 @kernel
@@ -32,6 +33,19 @@ def line(y, first, stop):
 
 
 @kernel
+def regime_end(y, cut):
+    """Steps before the floor: up to the last one above the cut before they come to lie mostly below it."""
+    m = len(y)
+    for t in range(m):
+        stop = min(t + WINDOW, m)
+        if np.median(y[t:stop]) <= cut:
+            while stop > 0 and y[stop - 1] <= cut:
+                stop -= 1
+            return stop
+    return m
+
+
+@kernel
 def contraction_regime(steps, n_steps, least_floor, floor_factor, min_points):
     """Fit the geometric decay of each row of step norms before its floor.
 
@@ -44,7 +58,8 @@ def contraction_regime(steps, n_steps, least_floor, floor_factor, min_points):
 
     Returns:
         slope of ln(step) (n,), floor (n,; NaN where none was reached), regime length (n,), state (n,): FITTED,
-        TOO_FEW, or STILL_FALLING (the decay is not over, and not geometric or less than `floor_factor` in all).
+        TOO_FEW, STILL_FALLING (the decay is not over, and not geometric or less than `floor_factor` in all), or
+        NOT_SHRINKING (a line that falls less than that, or within four standard errors of level).
     """
     n = len(steps)
     slopes, floors = np.full(n, np.nan), np.full(n, np.nan)
@@ -54,25 +69,34 @@ def contraction_regime(steps, n_steps, least_floor, floor_factor, min_points):
         if m < min_points:
             continue
         y = steps[o, :m]
-        quarter = m - max(m // 4, 1)
+        half, quarter, eighth = m // 2, m - max(m // 4, 1), m - max(m // 8, 1)
         floor = max(np.median(y[quarter:]), least_floor[o])
-        length = 0
-        for t in range(m):
-            if y[t] > floor_factor * floor:
-                length = t + 1
-        early, _, _ = line(y, 0, max(length, m // 2))
-        late, error, late_points = line(y, quarter, m)
-        # a floor is flat: a last quarter that falls beyond doubt, above what the format can resolve, is none
-        falling = late_points >= 8 and late < -6.0 * error and floor > floor_factor * least_floor[o]
-        if falling and late <= 0.5 * early and early < 0.0:
-            floor, length = np.nan, m
-        elif falling and (m - quarter) * late < -0.1:
-            state[o] = STILL_FALLING
-            continue
+        length = regime_end(y, floor_factor * floor)
+        late, error, points = line(y, quarter, m)
+        if points >= 8 and late < -6.0 * error and floor > floor_factor * least_floor[o]:
+            # the last quarter falls beyond doubt: is there a floor at all?
+            early, _, _ = line(y, 0, max(length, half))
+            tail, tail_error, tail_points = line(y, eighth, m)
+            if tail_points < 6:
+                tail, tail_error = late, error
+            if early < 0.0 and tail <= 0.5 * early and late <= 0.5 * early:
+                floor, length = np.nan, m  # as steep as ever: it was not reached
+            elif early < 0.0 and late <= 0.5 * early:  # as steep, but for the very end
+                floor = max(np.median(y[m - max(m // 16, 1):]), least_floor[o])
+                length = regime_end(y, floor_factor * floor)
+            elif tail < -6.0 * tail_error and (m - eighth) * tail < -0.1 and \
+                    np.median(y[half:quarter]) > 1.2 * np.median(y[quarter:]):
+                state[o] = STILL_FALLING
+                continue
+            elif np.median(y[half:quarter]) > 1.2 * np.median(y[quarter:]):  # reached within the last quarter
+                floor = max(np.median(y[eighth:]), least_floor[o])
+                length = regime_end(y, floor_factor * floor)
         floors[o], regime[o] = floor, length
-        slope, _, points = line(y, 0, length)
+        slope, error, points = line(y, 0, length)
         if points >= min_points:
             slopes[o], state[o] = slope, FITTED
-            if np.isnan(floor) and -slope * m < np.log(floor_factor):
-                state[o] = STILL_FALLING  # too little shrinking to tell contraction from a slow drift
+            if -slope * length < np.log(floor_factor):  # too little to tell contraction from a slow drift
+                state[o] = STILL_FALLING if np.isnan(floor) else NOT_SHRINKING
+            elif slope > -4.0 * error:
+                state[o] = NOT_SHRINKING
     return slopes, floors, regime, state

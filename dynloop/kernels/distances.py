@@ -3,7 +3,7 @@
 A Gram matrix (T, T) here holds the products of an orbit's states centred on its last finite state; the last row and
 column, which centring would make zero, hold the products with that last state itself, uncentred. `lengths` are finite
 steps; NaN stands at and beyond them. A squared distance below `unresolved_below` times the two squared centred norms
-cannot be resolved by the product and is marked -1.
+cannot be resolved by the product and is marked -1; so is a norm that is small beside the last one.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ def neighbours(gram, lengths, unresolved_below, tiny, norms, norm_gaps, steps, f
         lengths: (n,).
         unresolved_below: see above.
         tiny: a squared centred norm below this may have lost digits to underflow.
-        norms, norm_gaps: (n, T) output, norms of the states and the same minus that of the last one.
+        norms, norm_gaps: (n, T) output, norms of the states (-1 where unresolved) and the same minus the last one.
         steps: (n, T - 1) output, squared distances to the next state, -1 where unresolved.
         from_last: (n, T) output, squared distances to the last state.
 
@@ -45,7 +45,11 @@ def neighbours(gram, lengths, unresolved_below, tiny, norms, norm_gaps, steps, f
             square = np.float64(g[i, i])
             awkward[o] |= not tiny <= square < np.inf
             excess = square + 2.0 * np.float64(g[i, last])
-            norms[o, i] = np.sqrt(max(excess + own, 0.0))
+            if not excess + own >= unresolved_below * (square + own):
+                norms[o, i] = -1.0
+                unresolved[o] = True
+            else:
+                norms[o, i] = np.sqrt(excess + own)
             both = norms[o, i] + norms[o, last]
             norm_gaps[o, i] = excess / both if both > 0.0 else 0.0
             from_last[o, i] = square
@@ -53,7 +57,7 @@ def neighbours(gram, lengths, unresolved_below, tiny, norms, norm_gaps, steps, f
                 scale = square + np.float64(g[i - 1, i - 1])
                 d = scale - 2.0 * np.float64(g[i - 1, i])
                 if not d >= unresolved_below * scale:
-                    d = -1.0
+                    d = np.float64(-1.0)
                     unresolved[o] = True
                 steps[o, i - 1] = d
         if last > 0:
@@ -84,7 +88,7 @@ def all_pairs(gram, lengths, unresolved_below, squared):
                 scale = np.float64(g[i, i]) + np.float64(g[j, j])
                 d = scale - 2.0 * np.float64(g[i, j])
                 if not d >= unresolved_below * scale:
-                    d = -1.0
+                    d = np.float64(-1.0)
                     unresolved[o] = True
                 squared[o, i, j] = d
                 squared[o, j, i] = d
@@ -93,17 +97,62 @@ def all_pairs(gram, lengths, unresolved_below, squared):
 
 @kernel
 def squared_distance(a, b):
-    """Squared distance of two states (dim,), directly, in float64."""
-    total = 0.0
-    for k in range(len(a)):
-        difference = np.float64(a[k]) - np.float64(b[k])
-        total += difference * difference
-    return total
+    """Squared distance of two states (dim,), directly, in float64; four sums, so that one addition need not wait."""
+    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
+    whole = len(a) - len(a) % 4
+    for k in range(0, whole, 4):
+        d0 = np.float64(a[k]) - np.float64(b[k])
+        d1 = np.float64(a[k + 1]) - np.float64(b[k + 1])
+        d2 = np.float64(a[k + 2]) - np.float64(b[k + 2])
+        d3 = np.float64(a[k + 3]) - np.float64(b[k + 3])
+        s0 += d0 * d0
+        s1 += d1 * d1
+        s2 += d2 * d2
+        s3 += d3 * d3
+    for k in range(whole, len(a)):
+        d0 = np.float64(a[k]) - np.float64(b[k])
+        s0 += d0 * d0
+    return (s0 + s1) + (s2 + s3)
 
 
 @kernel
-def fill_neighbours(states, length, everything, steps, from_last):
-    """Compute directly what is marked -1, or everything: states (T, dim), steps (T - 1,), from_last (T,), in place."""
+def norm(a):
+    """Norm of a state (dim,), in float64."""
+    total = 0.0
+    for k in range(len(a)):
+        total += np.float64(a[k]) * np.float64(a[k])
+    return np.sqrt(total)
+
+
+@kernel
+def cosine_distances(states, others, cosines):
+    """1 - cosine of states (n, dim) and others (n or 1, dim): half the squared distance of directions; NaN for 0."""
+    for i in range(len(states)):
+        other = others[i if len(others) > 1 else 0]
+        a, b = norm(states[i]), norm(other)
+        total = 0.0
+        for k in range(states.shape[1]):
+            difference = np.float64(states[i, k]) / a - np.float64(other[k]) / b
+            total += difference * difference
+        cosines[i] = 0.5 * total
+
+
+@kernel
+def fill_neighbours(states, length, everything, norms, norm_gaps, steps, from_last):
+    """Compute directly what is marked -1, or everything: states (T, dim), the rest as in `neighbours`, in place."""
+    end = norm(states[length - 1])
+    for i in range(length):
+        if everything or norms[i] == -1.0:
+            norms[i] = norm(states[i])
+            if norms[i] < 0.5 * end or norms[i] > 2.0 * end:
+                norm_gaps[i] = norms[i] - end
+            elif end > 0.0:  # (a - b).(a + b) / (|a| + |b|): no cancellation
+                norm_gaps[i] = 0.0
+                for k in range(states.shape[1]):
+                    a, b = np.float64(states[i, k]), np.float64(states[length - 1, k])
+                    norm_gaps[i] += (a - b) * ((a + b) / (norms[i] + end))
+            else:
+                norm_gaps[i] = norms[i]
     for i in range(length - 1):
         if everything or steps[i] == -1.0:
             steps[i] = squared_distance(states[i], states[i + 1])

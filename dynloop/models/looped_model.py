@@ -22,6 +22,7 @@ class LoopedModel:
             the loop state itself, after the norm that closes the recurrence where there is one.
         width: features of a state.
         training_recurrences: how the loop ran in training, in words.
+        vocabulary: token numbers are below this.
         encode: text -> token numbers.
         embed: tokens (batch, tokens) -> the context that stays fixed while the loop runs.
         initial_state: (context, seeds=one number a prompt) -> state (batch, tokens, width).
@@ -35,6 +36,7 @@ class LoopedModel:
     recorded: Sequence[nn.Module]
     width: int
     training_recurrences: str
+    vocabulary: int
     encode: Callable[[str], list[int]]
     embed: Callable[[torch.Tensor], Any]
     initial_state: Callable[..., torch.Tensor]

@@ -8,6 +8,7 @@ from typing import Any
 
 from dynloop.models.looped_model import LoopedModel
 from dynloop.nano import RECIPES, NanoModel, load_checkpoint, load_model, model_hash
+from dynloop.nano.model import VOCABULARY
 
 
 def nano(model: NanoModel | str | Path, *, name: str | None = None) -> LoopedModel:
@@ -40,6 +41,7 @@ def nano(model: NanoModel | str | Path, *, name: str | None = None) -> LoopedMod
                   **{key: value for key, value in record.items() if key in ("training", "corpus", "held_out_loss")}}
     return LoopedModel(
         name=label, module=model, recorded=[*model.block[:-1], model.loop_norm], width=config.width,
-        training_recurrences=loops, encode=lambda text: list(text.encode()), embed=model.embed,
+        training_recurrences=loops, vocabulary=VOCABULARY,
+        encode=lambda text: list(text.encode()), embed=model.embed,
         initial_state=model.initial_state, random_start=config.initial_state == "random", provenance=provenance,
         run=lambda tokens, n, state: model(tokens, n_recurrences=n, initial_state=state))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import json
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -59,7 +61,10 @@ def save_model(model: NanoModel, folder: str | Path, *, record: dict | None = No
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
-    _write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path))
+    try:
+        _write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path))
+    except SafetensorError as error:  # a full disk comes as this
+        raise OSError(errno.ENOSPC, str(error), str(folder / WEIGHTS)) from error
     description = {"model": dataclasses.asdict(model.config), "sha256": model_hash(model), **(record or {})}
     _write_atomically(folder / RECORD, lambda path: path.write_text(json.dumps(description, indent=1) + "\n"))
     return folder
@@ -82,7 +87,7 @@ def load_model(folder: str | Path) -> tuple[NanoModel, dict]:
         record = json.loads((folder / RECORD).read_text())
         model = NanoModel(NanoConfig.from_dict(record["model"]))
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} does not hold a nano model: {error}") from error
     if model_hash(model) != record["sha256"]:
         raise ValueError(f"the weights in {folder} are not those that {RECORD} describes: their hash differs. "
@@ -126,10 +131,9 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first, spent, log_size = saved["step"], saved["seconds"], saved["log_size"]
-    elif (folder / LOG).exists() and (folder / LOG).stat().st_size:
-        first_line = (folder / LOG).read_text().splitlines()[0]
-        if '"step"' not in first_line:
-            raise FileExistsError(f"{folder / LOG} was not written by dynloop. Name another folder.")
+    elif any(path.name.removesuffix(".tmp") not in (LOG, CHECKPOINT, WEIGHTS, RECORD) for path in folder.iterdir()) \
+            or ((folder / LOG).exists() and (folder / LOG).read_text()[:7] not in ("", '{"step"')):
+        raise FileExistsError(f"{folder} holds something else than a training. Name another folder.")
     with open(folder / LOG, "ab") as log:
         log.truncate(log_size)  # lines written after the last checkpoint are written again
     model.train()
@@ -167,6 +171,7 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
                 log.write(json.dumps(line) + "\n")
             if done % training.checkpoint_every == 0 and done < training.steps:
                 log.flush()
+                os.fsync(log.fileno())
                 state = {"settings": json.dumps(settings, sort_keys=True), "model": model.state_dict(),
                          "optimizer": optimizer.state_dict(), "step": done,
                          "seconds": time.perf_counter() - began, "log_size": log.tell()}

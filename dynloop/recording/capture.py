@@ -49,10 +49,15 @@ class _Batch:
 def _encode(model: LoopedModel, inputs: Sequence[Any]) -> list[list[int]]:
     if isinstance(inputs, str | bytes) or not len(inputs):
         raise ValueError("inputs must be a list of prompts (texts, or sequences of token numbers) with at least one; "
-                         f"got {type(inputs).__name__}. One prompt? Pass [prompt].")
+                         f"got {'none' if not len(inputs) else type(inputs).__name__}. One prompt? Pass [prompt].")
     prompts = []
     for number, given in enumerate(inputs):
-        tokens = model.encode(given) if isinstance(given, str) else [int(t) for t in given]
+        tokens = model.encode(given) if isinstance(given, str) else list(given)
+        wrong = [t for t in tokens if isinstance(t, bool) or int(t) != t or not 0 <= t < model.vocabulary]
+        if wrong:
+            raise ValueError(f"prompt {number} holds {wrong[0]!r}; tokens of {model.name} are whole numbers from 0 to "
+                             f"{model.vocabulary - 1}.")
+        tokens = [int(t) for t in tokens]
         if not tokens:
             raise ValueError(f"prompt {number} is empty; every prompt needs at least one token. Leave it out.")
         prompts.append(tokens)
@@ -126,16 +131,23 @@ def capture(model: LoopedModel | NanoModel | str | Path, inputs: Sequence[Any], 
         "device": weight.device.type, "attention_kernel": "scaled_dot_product_attention",
         "versions": {"dynloop": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    writer = StoreWriter(out, header)
-    if writer.complete:
-        return Store(out)
+    with StoreWriter(out, header) as writer:
+        if not writer.complete:
+            _fill(writer, looped, prompts, batches, n_recurrences, kept, orbit_bytes, seed)
+            writer.finish()
+    return Store(out)
+
+
+def _fill(writer: StoreWriter, looped: LoopedModel, prompts: list[list[int]], batches: list[_Batch],
+          n_recurrences: int, kept: list[int], orbit_bytes: int, seed: int) -> None:
+    """Run the batches that are not committed yet."""
     missing = [b for b in batches if not all(map(writer.has, [f"batch-{b.number:05d}-inputs",
                                                               *(p[0] for p in b.pieces(len(kept), orbit_bytes))]))]
     need = sum(len(b.prompts) * len(b.positions) for b in missing) * len(kept) * orbit_bytes
-    free = shutil.disk_usage(out).free
+    free = shutil.disk_usage(writer.folder).free
     if need > free:
-        raise OSError(f"the recording needs {need / 2**30:.1f} GiB more at {out}; {free / 2**30:.1f} GiB are free. "
-                      "Select fewer tokens, layers, recurrences or prompts, or choose another disk.")
+        raise OSError(f"the recording needs {need / 2**30:.1f} GiB more at {writer.folder}; {free / 2**30:.1f} GiB are "
+                      "free. Select fewer tokens, layers, recurrences or prompts, or choose another disk.")
     with tqdm(total=len(batches), initial=len(batches) - len(missing), desc=f"capture {looped.name}", unit="batch",
               disable=None) as progress:
         for batch in missing:
@@ -148,7 +160,6 @@ def capture(model: LoopedModel | NanoModel | str | Path, inputs: Sequence[Any], 
             writer.write(f"batch-{batch.number:05d}-inputs", inputs_of_batch, prompts=batch.prompts,
                          positions=batch.positions)
             progress.update()
-    return writer.finish()
 
 
 def _batches(prompts: list[list[int]], tokens: Sequence[int] | None, n_layers: int, orbit_bytes: int,

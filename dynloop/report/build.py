@@ -37,7 +37,7 @@ def build_report(sources: Sequence[Store | Trajectories], *, resample: str = "pr
     """
     if not sources:
         raise ValueError("a report needs at least one recording; got none.")
-    parts = [_Recording(source, f"recording {i + 1}", resample, n_resamples) for i, source in enumerate(sources)]
+    parts = [_Recording(source, i + 1, resample, n_resamples) for i, source in enumerate(sources)]
     names = [part.name for part in parts]
     for i, part in enumerate(parts):
         if names.count(part.name) > 1:
@@ -55,17 +55,18 @@ def build_report(sources: Sequence[Store | Trajectories], *, resample: str = "pr
 class _Recording:
     """One recording, measured once; what the tables, figures and sentences are made of."""
 
-    def __init__(self, source: Store | Trajectories, fallback: str, resample: str, n_resamples: int) -> None:
+    def __init__(self, source: Store | Trajectories, number: int, resample: str, n_resamples: int) -> None:
         self.source = source
+        self.number = number
         self.provenance: dict[str, Any] = dict(source.header) if isinstance(source, Store) else {}
         analyzers: list[Analyzer] = [functools.partial(distance_to_limit, metric="relative"), contraction_rate,
                                      limit_regime_blayney]
         self.distance, self.rate, self.regime = measure(source, analyzers)
-        if resample not in self.rate.labels:
+        if resample != "orbit" and resample not in self.rate.labels:
             raise ValueError(f"this recording has no label {resample!r} to resample; it has "
                              f"{', '.join(self.rate.labels) or 'no labels'}. Name one of these with --resample.")
         models = set(self.rate.labels.get("model", ()))
-        self.name = str(models.pop()) if len(models) == 1 else fallback
+        self.name = str(models.pop()) if len(models) == 1 else f"recording {number}"
         self.layers = [int(v) for v in np.unique(self.rate.labels["layer"])] if "layer" in self.rate.labels else [None]
         self.n_steps = source.n_steps
         self.last = self._at(self.layers[-1])
@@ -75,17 +76,18 @@ class _Recording:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # few units are said in the report itself
             found = regime.found.any()
-            self.shares = {r: (ask(regime, statistic="share", of=r), ask(regime, statistic="affected share", of=r))
-                           for r in REGIMES} if found else {}
+            statistics = ["share"] if resample == "orbit" else ["share", "affected share"]
+            self.shares = {r: [ask(regime, statistic=s, of=r) for s in statistics] for r in REGIMES if found}
             self.moving = ask(distance, statistic="share", of=Outcome.NOT_CONVERGED)
             self.rates: dict[Any, tuple[Estimate, ...]] = {}
             for layer in self.layers:
                 own = self._at(layer)[1]
-                if len(np.unique(own.labels[resample][own.found])) > 1:
+                units = np.arange(own.n_orbits) if resample == "orbit" else own.labels[resample]
+                if len(np.unique(units[own.found])) > 1:
                     self.rates[layer] = tuple(ask(own, statistic="median", variable=v)
                                               for v in ("rate", "relative_floor", "regime_length")
                                               if np.isfinite(own[v][own.found]).all())
-        self.n_units = len(np.unique(rate.labels[resample]))
+        self.n_units = rate.n_orbits if resample == "orbit" else len(np.unique(rate.labels[resample]))
 
     def _at(self, layer: int | None) -> tuple[Measurement, Measurement, Measurement]:
         if layer is None:
@@ -115,15 +117,16 @@ class _Recording:
         else:
             text = f"{n - moving - gone:,} of {where} come to rest within {self.n_steps} recurrences; " \
                    f"{moving:,} still move"
-        text += f" (still moving: {percent(self.moving)})"
+        text += f" (still moving: {percent(self.moving)}, {100 * self.moving.confidence_level:g} % interval)"
         if gone:
             text += f"; {gone:,} left the finite numbers"
         if self.layers[-1] in self.rates and self.rates[self.layers[-1]]:
             found = self.rates[self.layers[-1]]
-            text += f"; before the floor a recurrence shrinks the step to {number(found[0])} of its length"
-            lengths = [e for e in found if e.name.endswith("regime_length")]
-            if lengths:
-                text += f", and the floor is met after {lengths[0].value:.0f} recurrences"
+            text += f"; before any floor a recurrence shrinks the step to {number(found[0])} of its length"
+            floor, length = (next((e for e in found if e.name.endswith(n)), None)
+                             for n in ("relative_floor", "regime_length"))
+            if floor and length:
+                text += f", and the floor is met after {length.value:.0f} recurrences"
             text += " (medians)"
             if rate.counts().get(Outcome.FOUND, 0) < n:
                 text += f", measured on {rate.counts()[Outcome.FOUND]:,} tokens"
@@ -137,20 +140,18 @@ class _Recording:
                     f"{self.n_steps}"
         return subject + text + "."
 
-    def _example(self) -> tuple[Any, Any]:
-        """The prompt and token that settle last: the most interesting ones to draw."""
+    def _example(self) -> dict[str, Any]:
+        """Labels of the orbit of the last layer that settles last: the most interesting one to draw."""
         rate = self.last[1]
         length = np.where(rate.found, rate["regime_length"], -1)
         o = int(length.argmax())
-        return rate.labels[self.resample][o], rate.labels.get("token", np.arange(rate.n_orbits))[o]
+        return {name: rate.labels[name][o] for name in (self.resample, "token", "layer") if name in rate.labels}
 
     def drawings(self) -> list[Drawing]:
         """Distance curves, one path, one heat map."""
-        slug = "".join(c if c.isalnum() else "-" for c in self.name).strip("-").lower()
+        slug = f"{self.number}-" + "".join(c if c.isascii() and c.isalnum() else "-" for c in self.name).lower()
         distance, rate, _ = self.last
-        unit, token = self._example()
-        chosen = {self.resample: unit} | ({"token": token} if "token" in rate.labels else {}) | \
-            ({"layer": self.layers[-1]} if self.layers[-1] is not None else {})
+        chosen = self._example()
         place = ", ".join(f"{k} {v}" for k, v in chosen.items())
         of_unit = {k: v for k, v in chosen.items() if k != "token"}
         n, steps = self.distance.n_orbits, self.n_steps
@@ -166,7 +167,7 @@ class _Recording:
                          f"bands: the middle 90 % of tokens; dotted: median floor of the steps ({floor}). "
                          f"The last stretch falls by construction: the reference is the last state.",
                  alt=f"Line chart: relative distance to the last state over {steps} recurrences for {self.name}, "
-                     f"one line a layer. {self.finding()}"),
+                     "one line a layer."),
             draw(f"{slug}-path", pca_path(orbit[0:1]),
                  caption=f"{self.name}: path of one orbit ({place}) over {int(orbit.lengths[0])} recurrences in the "
                          "plane of its two leading principal components (fitted on this orbit, n = 1). "
@@ -176,8 +177,9 @@ class _Recording:
             draw(f"{slug}-map", distance_map(one),
                  caption=f"{self.name}: distance of each token of {', '.join(f'{k} {v}' for k, v in of_unit.items())} "
                          f"to its state after {steps} recurrences, relative to its norm, log10 scale "
-                         f"(n = {one.n_orbits} tokens; at rest: last step at most "
-                         f"{distance.settings['tolerance']:g} of the norm).",
+                         f"(n = {one.n_orbits} tokens). At rest counts what lies below "
+                         f"{significant(distance.settings['tolerance'])} (log10: "
+                         f"{np.log10(distance.settings['tolerance']):.2g}) for the last quarter.",
                  alt=f"Heat map of {self.name}: tokens by recurrences, colour is the log distance to the last state."),
         ]
 
@@ -224,13 +226,12 @@ def _provenance(parts: list[_Recording]) -> Table:
 
 
 def _regimes(parts: list[_Recording]) -> Table:
-    rows = [(p.name, regime, percent(tokens), percent(units))
-            for p in parts for regime, (tokens, units) in p.shares.items()]
+    rows = [(p.name, f"of {of}", *(percent(p.shares[regime][i]) if p.shares else "none" for regime in REGIMES))
+            for p in parts for i, of in enumerate(["tokens", f"{p.resample}s"][:1 if p.resample == "orbit" else 2])]
     settings = parts[0].regime.settings
     level = 100 * parts[0].moving.confidence_level
     return Table(
-        "Regimes by the published algorithm", ("model", "regime", "share of tokens", f"share of {parts[0].resample}s"),
-        tuple(rows),
+        "Regimes by the published algorithm", ("model", "share", *REGIMES), tuple(rows),
         f"Algorithm 1 of Blayney et al. 2026 on the last layer (n = {settings['n'] or 'all but the last state'}, "
         f"tau = {settings['tau']:g}, rho = {settings['rho']:g}, {settings['metric']}). Brackets: {level:g} % intervals "
         f"over {parts[0].resample}s; a {parts[0].resample} counts when at least one of its tokens has the regime. The "
@@ -240,15 +241,21 @@ def _regimes(parts: list[_Recording]) -> Table:
 def _convergence(parts: list[_Recording]) -> Table:
     rows = []
     for p in parts:
-        last_step = p.last[0]["last_step"]
-        known = last_step[np.isfinite(last_step)]
-        rows.append((p.name, percent(p.moving), significant(float(np.median(known))) if len(known) else "",
-                     significant(float(known.max())) if len(known) else ""))
-    tolerance = parts[0].distance.settings["tolerance"]
-    return Table("At rest or moving", ("model", "tokens still moving", "median last step", "largest last step"),
-                 tuple(rows),
-                 f"Last layer. Still moving: the last of the recorded steps is larger than {tolerance:g} of the "
-                 "state's norm. Steps are relative to that norm.")
+        row = [p.name, percent(p.moving)]
+        for variable in ("last_step", "late_distance"):
+            known = p.last[0][variable][np.isfinite(p.last[0][variable])]
+            row += [significant(float(np.median(known))), significant(float(known.max()))] if len(known) else ["", ""]
+        rows.append((*row, significant(p.distance.settings["tolerance"])))
+    few = [f"{p.name} ({p.n_units})" for p in parts if p.n_units < 20]
+    return Table("At rest or moving",
+                 ("model", "tokens still moving", "median last step", "largest last step", "median late distance",
+                  "largest late distance", "tolerance"), tuple(rows),
+                 "Last layer. Still moving: the last step, or the median distance from the last state over the last "
+                 "quarter of the record (late distance), is larger than the tolerance. All are relative to the last "
+                 f"state's norm. Brackets: {100 * parts[0].moving.confidence_level:g} % intervals over "
+                 f"{parts[0].resample}s."
+                 + (f" Few {parts[0].resample}s: {', '.join(few)}; bootstrap intervals over so few cover less than "
+                    "they say." if few else ""))
 
 
 def _rates(parts: list[_Recording]) -> Table:

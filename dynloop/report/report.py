@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def number(estimate: Estimate) -> str:
 
 def percent(estimate: Estimate) -> str:
     """A share with its interval, in percent."""
-    return f"{significant(100 * estimate.value)} % {interval(estimate, 100)}"
+    return f"{significant(100 * estimate.value)} {interval(estimate, 100)} %"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,9 @@ class Report:
             FileExistsError: the path is a file, or a folder with other things than a report.
         """
         folder = Path(folder)
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "report.json").exists()):
+        own = {"report.html", "report.md", "report.json", "estimates.csv", "figures"}
+        if folder.is_file() or \
+                (folder.is_dir() and any(p.name.removesuffix(".tmp") not in own for p in folder.iterdir())):
             raise FileExistsError(f"{folder} holds something else than a report. Name a new folder.")
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for drawing in self.drawings:
@@ -117,12 +120,12 @@ class Report:
 
     def to_markdown(self) -> str:
         """Markdown, with the figures beside it."""
-        lines = [f"# {self.title}", "", *[f"- {finding}" for finding in self.findings], ""]
+        lines = [f"# {_plain(self.title)}", "", *[f"- {_plain(finding)}" for finding in self.findings], ""]
         for table in self.tables:
             lines += _markdown(table)
         lines += ["## Figures", ""]
         for drawing in self.drawings:
-            lines += [f"![{drawing.alt}](figures/{drawing.name}.png)", "", drawing.caption, ""]
+            lines += [f"![{_plain(drawing.alt)}](figures/{drawing.name}.png)", "", _plain(drawing.caption), ""]
         for table in self.appendix:
             lines += _markdown(table)
         return "\n".join(lines)
@@ -136,10 +139,15 @@ class Report:
         return environment.get_template("template.html").render(report=self)
 
 
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, whatever a model is called."""
+    return re.sub(r"([\\`*<|&])", r"\\\1", text)
+
+
 def _markdown(table: Table) -> list[str]:
     cells = [table.columns, tuple("---" for _ in table.columns), *table.rows]
-    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
-    return [f"## {table.caption}", "", *rows, "", table.note, ""]
+    rows = ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in cells]
+    return [f"## {table.caption}", "", *rows, "", _plain(table.note), ""]
 
 
 def _replace(path: Path, content: bytes) -> None:

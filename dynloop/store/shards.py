@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import mmap
@@ -47,12 +48,16 @@ def checksum(memory: mmap.mmap) -> str:
 
 def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Write tensors to a temporary file, flush it to disk, put it in place; returns what the manifest says of it."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + TEMPORARY)
-    save_file(tensors, temporary)
+    try:
+        save_file(tensors, temporary)
+    except SafetensorError as error:  # a full disk comes as this
+        raise OSError(errno.ENOSPC, str(error), str(temporary)) from error
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     line = {"bytes": temporary.stat().st_size, "checksum": checksum(map_file(temporary)),
@@ -103,8 +108,13 @@ def _places(memory: mmap.mmap) -> dict[str, tuple[torch.dtype, list[int], int, i
     if len(memory) < 8 or size > len(memory) - 8:
         raise ValueError("it is cut short, or no safetensors file")
     header = json.loads(memory[8:8 + size])
+    if not isinstance(header, dict):
+        raise ValueError("it is no safetensors file")
     places = {}
     for name, entry in header.items():
+        if name != "__metadata__" and \
+                not (isinstance(entry, dict) and {"dtype", "shape", "data_offsets"} <= set(entry)):
+            raise ValueError(f"its header does not describe {name!r}")
         if name == "__metadata__" or entry["dtype"] not in DTYPES:
             continue
         dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from dynloop.store.shards import DTYPES, TEMPORARY, check_size, map_tensors, sync_folder, verified_map, write_shard
 from dynloop.store.stream import stream_states
@@ -27,15 +33,22 @@ class StoreError(ValueError):
 
 def _read_manifest(folder: Path) -> tuple[list[dict[str, Any]], int]:
     """The whole lines of the manifest and how many bytes they take: a torn last line was never committed."""
-    raw = (folder / MANIFEST).read_bytes()
+    path = folder / MANIFEST
+    raw = path.read_bytes()
     whole = raw[:raw.rfind(b"\n") + 1]
-    lines = []
+    lines: list[dict[str, Any]] = []
     for number, text in enumerate(whole.splitlines(), start=1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise StoreError(f"line {number} of {folder / MANIFEST} is not JSON ({error}): the manifest was changed "
-                             "by hand or damaged. Restore it from a copy, or capture again.") from error
+            line = json.loads(text)
+            if not isinstance(line, dict) or (lines and line.get("kind") not in ("shard", "complete")):
+                raise ValueError("not a line of a manifest")
+        except ValueError as error:
+            raise StoreError(f"line {number} of {path} is not JSON of a store ({error}): the manifest was changed by "
+                             "hand or damaged. Restore it from a copy, or capture again.") from error
+        if any(line.get("file") == known["file"] for known in lines if "file" in known and "file" in line):
+            raise StoreError(f"line {number} of {path} commits {line['file']} a second time: two processes wrote this "
+                             "store at once. Capture again.")
+        lines.append(line)
     if lines and (lines[0].get("format") != FORMAT):
         raise StoreError(f"{folder} is not a dynloop store: its manifest does not begin with a header. "
                          "Name the folder that `dynloop capture` wrote.")
@@ -52,12 +65,14 @@ class StoreWriter:
     kill at any moment the manifest names whole shards only, and the same sequence of `write` calls completes the
     store to the same bytes.
 
+    Use it in a `with` statement: one process at a time may write a store.
+
     Args:
         folder: where the store is or shall be.
         header: everything that decides the bytes; must be JSON. A store with another header is refused.
 
     Raises:
-        StoreError: the folder holds another store, or something else.
+        StoreError: the folder holds another store, or something else, or another process is writing it.
     """
 
     def __init__(self, folder: str | Path, header: Mapping[str, Any]) -> None:
@@ -74,8 +89,18 @@ class StoreWriter:
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise StoreError(f"{self.folder} is not empty and holds no dynloop store. Name a new folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(manifest, os.O_RDWR | os.O_CREAT, 0o666)
+        self._unlock = weakref.finalize(self, os.close, descriptor)  # held as long as the writer lives
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._unlock()
+            raise StoreError(f"another process is writing {self.folder}. Wait for it, or name another folder.") \
+                from None
         if lines:
             if lines[0] != header:
+                self._unlock()
                 differs = sorted(k for k in {*lines[0], *header} if lines[0].get(k) != header.get(k))
                 raise StoreError(f"{self.folder} holds a store made with other settings (they differ in "
                                  f"{', '.join(differs)}). Name another folder, or use the same settings to resume.")
@@ -85,6 +110,12 @@ class StoreWriter:
         self.complete = any(line["kind"] == "complete" for line in lines[1:])
         for stale in (self.folder / SHARDS).glob("*" + TEMPORARY):
             stale.unlink()
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._unlock()
 
     def _commit(self, line: Mapping[str, Any]) -> None:
         with open(self.folder / MANIFEST, "ab") as file:
@@ -106,17 +137,19 @@ class StoreWriter:
         self._commit(line)
         self.lines[file] = line
 
-    def write_states(self, name: str, states: torch.Tensor, labels: Mapping[str, tuple[int, Any]]) -> None:
+    def write_states(self, name: str, states: torch.Tensor, labels: Mapping[str, tuple[int, Any]], *,
+                     lengths: np.ndarray | None = None) -> None:
         """Write and commit a shard of states (..., recurrence, feature), with the finite length of every orbit.
 
-        `labels` gives for each label the leading axis that it runs along and its values.
+        `labels` gives for each label the leading axis that it runs along and its values; `lengths` (orbits,) cuts
+        ragged orbits.
         """
         if self.has(name):
             return
         if states.numel() * states.element_size() > SHARD_BYTES:
             raise StoreError(f"a shard of {states.numel() * states.element_size()} bytes is larger than "
                              f"{SHARD_BYTES}; split it.")
-        orbits = Trajectories(states.reshape(-1, *states.shape[-2:]))
+        orbits = Trajectories(states.reshape(-1, *states.shape[-2:]), lengths=lengths)
         self.write(name, {"states": states, "lengths": torch.from_numpy(orbits.lengths).view(states.shape[:-2]),
                           "diverged": torch.from_numpy(orbits.diverged).view(states.shape[:-2])},
                    labels={label: {"axis": axis, "values": np.asarray(values).tolist()}
@@ -127,6 +160,7 @@ class StoreWriter:
         if not self.complete:
             self._commit({"kind": "complete", "shards": len(self.lines)})
             self.complete = True
+        self._unlock()
         return Store(self.folder)
 
 
@@ -218,7 +252,7 @@ class Store:
         """Orbits of one shard, memory-mapped; None where none is wanted. See `Trajectories.select` for `wanted`."""
         line = self._states[index]
         labels = self._labels(line)
-        mask = np.ones(len(next(iter(labels.values()))), dtype=bool)
+        mask = np.ones(math.prod(line["tensors"]["states"]["shape"][:-2]), dtype=bool)
         for name, values in wanted.items():
             if name not in labels:
                 raise ValueError(f"no label {name!r} in this store; it has {', '.join(labels)}.")
@@ -301,7 +335,11 @@ def save(trajectories: Trajectories, folder: str | Path, *, provenance: Mapping[
     header = {"resolution": trajectories.resolution, "n_orbits": trajectories.n_orbits, **(provenance or {})}
     if (Path(folder) / MANIFEST).exists():
         raise StoreError(f"{folder} holds a store already. Name another folder.")
-    writer = StoreWriter(folder, header)
-    for number, part in enumerate(trajectories.chunks(max_bytes=SHARD_BYTES * 4 // states.element_size())):
-        writer.write_states(f"states-{number:05d}", part.states, {n: (0, v) for n, v in part.labels.items()})
-    return writer.finish()
+    block = SHARD_BYTES // per_orbit
+    with StoreWriter(folder, header) as writer:
+        for number, first in enumerate(range(0, trajectories.n_orbits, block)):
+            part = trajectories[first:first + block]
+            cut = np.where(part.diverged, part.n_steps, part.lengths)  # where it diverged is found again
+            writer.write_states(f"states-{number:05d}", part.states, {n: (0, v) for n, v in part.labels.items()},
+                                lengths=cut)
+        return writer.finish()
