@@ -158,14 +158,17 @@ class _Recording:
         settings = rate.settings
         floor = (f"floor: median of the last quarter of the steps; regime: steps above {settings['floor_factor']:g} "
                  f"floors, at least {settings['min_points']} of them")
+        floors = np.isfinite(self.rate["relative_floor"]).any()
         orbit = self.source.trajectories(**chosen) if isinstance(self.source, Store) else self.source.select(**chosen)
         one = distance.select(**of_unit)
         return [
             draw(f"{slug}-distance", distance_curves(self.distance, self.rate),
                  caption=f"{self.name}: distance to the state after {steps} recurrences, relative to its norm. Lines: "
                          f"median over {n // len(self.layers):,} tokens of {self.n_units} {self.resample}s a layer; "
-                         f"bands: the middle 90 % of tokens; dotted: median floor of the steps ({floor}). "
-                         f"The last stretch falls by construction: the reference is the last state.",
+                         f"bands: the middle 90 % of tokens; "
+                         + (f"dotted: median floor of the steps ({floor}). " if floors else
+                            f"no floor of the steps was reached ({floor}). ")
+                         + "The last stretch falls by construction: the reference is the last state.",
                  alt=f"Line chart: relative distance to the last state over {steps} recurrences for {self.name}, "
                      "one line a layer."),
             draw(f"{slug}-path", pca_path(orbit[0:1]),
