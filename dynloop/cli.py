@@ -220,8 +220,9 @@ def _check_device(device: str) -> None:
 
 def _analyze(options: argparse.Namespace) -> None:
     import dynloop
-    from dynloop.report import build_report
+    from dynloop.report import build_report, check_report_folder
 
+    check_report_folder(options.report)
     sources: list[Any] = []
     for name in options.recordings:
         if not Path(name).exists():
@@ -237,7 +238,8 @@ def _analyze(options: argparse.Namespace) -> None:
                              "prompt,token,recurrence,feature.")
         else:
             sources.append(dynloop.load(name, axes=options.axes, key=options.key, resolution=options.resolution,
-                                        labels={"model": Path(name).stem}))
+                                        labels={} if "model" in options.axes.split(",") else
+                                        {"model": Path(name).stem}))
     report = build_report(sources, resample=options.resample, n_resamples=options.resamples)
     page = report.save(options.report)
     for finding in report.findings:

@@ -40,8 +40,9 @@ class Distances:
         self._gram = _centred_gram(states, lengths)
         spacing = np.finfo(self._gram.dtype)
         tiny = float(spacing.tiny) / float(spacing.eps) ** 2
-        unresolved, self._awkward = neighbours(self._gram, lengths, _UNRESOLVED, tiny, self.norms, self.norm_gaps,
-                                               self._steps, self._from_last)
+        large_enough = tiny / float(spacing.eps) ** 2
+        unresolved, self._awkward = neighbours(self._gram, lengths, _UNRESOLVED, tiny, large_enough, self.norms,
+                                               self.norm_gaps, self._steps, self._from_last)
         for o in np.flatnonzero(unresolved | self._awkward):
             fill_neighbours(self._direct(int(o)), lengths[o], self._awkward[o], self.norms[o], self.norm_gaps[o],
                             self._steps[o], self._from_last[o])

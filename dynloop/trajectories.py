@@ -171,7 +171,10 @@ class Trajectories:
         finite_steps = np.empty(n_orbits, dtype=np.int64)
         block = max(1, CHUNK_BYTES // (4 * n_steps * dim))
         for first in range(0, n_orbits, block):
-            bad = ~self.states[first:first + block].isfinite().all(-1)
+            part = self.states[first:first + block]
+            bad = ~part.sum(-1).isfinite()  # one read; a sum may overflow where no state does
+            if bad.any():
+                bad[bad.clone()] = ~part[bad].isfinite().all(-1)
             first_bad = torch.where(bad.any(-1), bad.int().argmax(-1), n_steps)
             finite_steps[first:first + block] = first_bad.cpu().numpy()
         given = np.full(n_orbits, n_steps, dtype=np.int64) if self._lengths is None else self._lengths

@@ -222,7 +222,8 @@ def test_the_kernels_turn_products_into_distances(m, rng):
     squared, steps = np.full((1, 12, 12), 7.0), np.full((1, 11), 7.0)
     norms, gaps, away = (np.full((1, 12), 7.0) for _ in range(3))
     assert all_pairs(gram, lengths, 1e-12, squared).tolist() == [False]
-    assert [v.tolist() for v in neighbours(gram, lengths, 1e-12, 1e-300, norms, gaps, steps, away)] == [[False]] * 2
+    flags = neighbours(gram, lengths, 1e-12, 1e-300, 1e-270, norms, gaps, steps, away)
+    assert [v.tolist() for v in flags] == [[False]] * 2
 
     def filled(shape, values):
         """The wanted values, and NaN beyond the length."""
@@ -248,7 +249,7 @@ def test_the_kernels_mark_what_products_cannot_tell_and_fill_it_directly():
     gram, lengths, few = centred_gram(CLOSE.copy(), 4)[None], np.array([4]), CLOSE.astype("float32")
     assert all_pairs(gram, lengths, 1e-9, squared).tolist() == [True]
     assert np.argwhere(squared[0] == -1).tolist() == [[0, 1], [1, 0]]
-    assert neighbours(gram, lengths, 1e-9, 1e-300, norms, gaps, steps, away)[0].tolist() == [True]
+    assert neighbours(gram, lengths, 1e-9, 1e-300, 1e-270, norms, gaps, steps, away)[0].tolist() == [True]
     assert (steps[0] == -1).tolist() == [True, False, False]
     squared[0, 2, 3], steps[0, 2], away[0, 1] = 5.0, 5.0, 5.0  # what is not marked stays
     fill_pairs(few, 4, False, squared[0])
@@ -275,5 +276,5 @@ def test_the_kernel_says_which_squares_leave_the_format():
         with np.errstate(over="ignore"):
             gram = centred_gram(np.array(x, dtype="float32")[:, None], 3)[None]
         arrays = (np.empty((1, n)) for n in (3, 3, 2, 3))
-        awkward = neighbours(gram, np.array([3]), 1e-9, float(np.finfo("float32").tiny), *arrays)[1]
+        awkward = neighbours(gram, np.array([3]), 1e-9, float(np.finfo("float32").tiny), np.inf, *arrays)[1]
         assert awkward.tolist() == [out or bool((gram[0, [0, 1], [0, 1]] == 0).any())]

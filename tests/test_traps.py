@@ -212,3 +212,56 @@ def test_tokens_that_do_not_exist_are_refused_before_a_folder_is_made(tmp_path, 
     with pytest.raises(ValueError, match="whole numbers from 0 to 255"):
         dynloop.capture("nano-settles", [prompt], out=tmp_path / "s", n_recurrences=2)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_foreign_manifest_is_left_alone(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text('{"image": "a.png"}')  # one line, without its end
+    with pytest.raises(StoreError, match="was not written by dynloop"):
+        StoreWriter(tmp_path, {})
+    assert (tmp_path / "manifest.jsonl").read_text() == '{"image": "a.png"}'
+
+
+def test_provenance_cannot_break_a_header(tmp_path, decaying):
+    odd = {"version": "2.1", "format": "mine", "labels": {"prompt": 3}, "resolution": 0.5, "note": "kept"}
+    store = dynloop.save(decaying, tmp_path / "s", provenance=odd)
+    assert store.header["note"] == "kept"
+    assert store.trajectories().resolution == decaying.resolution
+
+
+def test_a_label_that_no_store_can_keep_is_refused_before_anything_is_written(tmp_path, decaying):
+    when = np.full(30, np.datetime64("2026-01-01"))
+    with pytest.raises(ValueError, match="label 'when' holds datetime64"):
+        dynloop.save(decaying.replace(labels={"when": when}), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("states", [np.full((4, 30, 3), np.nan), np.ones((4, 30, 3)), np.zeros((4, 30, 3)),
+                                    np.ones((4, 1, 3)), np.ones((4, 2, 3))])
+def test_a_recording_with_nothing_to_draw_still_gets_its_report(tmp_path, states):
+    from dynloop.report import build_report
+
+    report = build_report([Trajectories(states, labels={"prompt": range(4)})], n_resamples=100)
+    assert report.save(tmp_path / "r").is_file()
+    settled = np.isfinite(states).all() and states.shape[1] > 1
+    assert ("all 4 tokens" in report.findings[0]) == settled
+
+
+def test_numpy_numbers_are_numbers(tmp_path):
+    store = dynloop.capture("nano-settles", ["import os", "import re"], out=tmp_path / "s", n_recurrences=np.int64(3),
+                            tokens=np.array([0, -1]), layers=np.array([2]), seed=np.int64(1))
+    assert store.n_steps == 3
+    with pytest.raises(ValueError, match="whole numbers"):
+        dynloop.capture("nano-settles", ["import os"], out=tmp_path / "t", n_recurrences=2.5)
+
+
+@pytest.mark.parametrize("name", ["cut.npz", "cut.pt", "cut.npy", "cut.safetensors", "empty.npy", "empty.pt"])
+def test_a_file_that_is_not_whole_is_named(tmp_path, name):
+    from safetensors.torch import save_file
+
+    x, path = torch.randn(3, 8, 4), tmp_path / name
+    {"npz": lambda: np.savez(path, x=x), "pt": lambda: torch.save(x, path), "npy": lambda: np.save(path, x),
+     "safetensors": lambda: save_file({"x": x}, path)}[name.split(".")[1]]()
+    raw = path.read_bytes()
+    path.write_bytes(b"" if name.startswith("empty") else raw[:len(raw) * 2 // 3])
+    with pytest.raises(ValueError, match=name):
+        dynloop.load(path, axes="prompt,recurrence,feature")

@@ -12,14 +12,15 @@ from dynloop.kernels import kernel
 
 
 @kernel
-def neighbours(gram, lengths, unresolved_below, tiny, norms, norm_gaps, steps, from_last):
+def neighbours(gram, lengths, unresolved_below, tiny, large_enough, norms, norm_gaps, steps, from_last):
     """Norms, and squared distances to the next and to the last state.
 
     Args:
         gram: (n, T, T).
         lengths: (n,).
         unresolved_below: see above.
-        tiny: a squared centred norm below this may have lost digits to underflow.
+        tiny: a squared centred norm below this may have lost digits to underflow,
+        large_enough: which matters only where the squared norm of the last state is below this.
         norms, norm_gaps: (n, T) output, norms of the states (-1 where unresolved) and the same minus the last one.
         steps: (n, T - 1) output, squared distances to the next state, -1 where unresolved.
         from_last: (n, T) output, squared distances to the last state.
@@ -40,10 +41,11 @@ def neighbours(gram, lengths, unresolved_below, tiny, norms, norm_gaps, steps, f
             continue
         own = np.float64(g[last, last])
         norms[o, last], norm_gaps[o, last], from_last[o, last] = np.sqrt(own), 0.0, 0.0
-        awkward[o] = not tiny <= own < np.inf and own != 0.0
+        small = own < large_enough  # else a distance whose square may underflow is no distance at this norm
+        awkward[o] = not own < np.inf
         for i in range(last):
             square = np.float64(g[i, i])
-            awkward[o] |= not tiny <= square < np.inf
+            awkward[o] |= not square < np.inf or (small and square < tiny)
             excess = square + 2.0 * np.float64(g[i, last])
             if not excess + own >= unresolved_below * (square + own):
                 norms[o, i] = -1.0

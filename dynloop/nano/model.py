@@ -93,7 +93,7 @@ class NanoModel(nn.Module):
         width = config.width
         n_block = config.n_block if config.looped else config.n_block * config.n_recurrences
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of the processor alone
             self.embedding = nn.Embedding(VOCABULARY, width)
             self.prelude = nn.ModuleList(Layer(config) for _ in range(config.n_prelude))
             self.adapter = nn.Linear(2 * width, width, bias=False) if config.injection == "linear" else None

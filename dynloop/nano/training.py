@@ -50,7 +50,15 @@ def held_out_loss(model: NanoModel, corpus: Corpus, *, n_recurrences: int | None
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path), then put the file in place whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
+    try:
+        write(temporary)
+    except RuntimeError as error:  # torch's word for a full disk
+        if "enforce fail" in str(error) or "unexpected pos" in str(error):
+            raise OSError(errno.ENOSPC, "cannot write", str(path)) from error
+        raise
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -87,9 +95,10 @@ def load_model(folder: str | Path) -> tuple[NanoModel, dict]:
         record = json.loads((folder / RECORD).read_text())
         model = NanoModel(NanoConfig.from_dict(record["model"]))
         model.load_state_dict(load_file(folder / WEIGHTS))
+        meant = record["sha256"]
     except (KeyError, TypeError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} does not hold a nano model: {error}") from error
-    if model_hash(model) != record["sha256"]:
+    if model_hash(model) != meant:
         raise ValueError(f"the weights in {folder} are not those that {RECORD} describes: their hash differs. "
                          "Restore the folder or train again.")
     return model.eval(), record
@@ -135,7 +144,7 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
             or ((folder / LOG).exists() and (folder / LOG).read_text()[:7] not in ("", '{"step"')):
         raise FileExistsError(f"{folder} holds something else than a training. Name another folder.")
     with open(folder / LOG, "ab") as log:
-        log.truncate(log_size)  # lines written after the last checkpoint are written again
+        log.truncate(min(log_size, log.tell()))  # lines written after the last checkpoint are written again
     model.train()
     began = time.perf_counter() - spent
     progress = tqdm(total=training.steps, initial=first, desc=name or folder.name, unit="step", disable=None)

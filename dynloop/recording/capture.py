@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -107,6 +108,13 @@ def capture(model: LoopedModel | NanoModel | str | Path, inputs: Sequence[Any], 
     """
     looped = model if isinstance(model, LoopedModel) else nano(model)
     prompts = _encode(looped, inputs)
+    try:
+        n_recurrences, seed = operator.index(n_recurrences), operator.index(seed)
+        batch_size = None if batch_size is None else operator.index(batch_size)
+        tokens = None if tokens is None else [operator.index(t) for t in tokens]
+        layers = None if layers is None else [operator.index(layer) for layer in layers]
+    except TypeError as error:
+        raise ValueError(f"n_recurrences, seed, batch_size, tokens and layers are whole numbers: {error}.") from None
     if n_recurrences < 1:
         raise ValueError(f"n_recurrences must be at least 1; got {n_recurrences}.")
     if batch_size is not None and batch_size < 1:
@@ -114,7 +122,7 @@ def capture(model: LoopedModel | NanoModel | str | Path, inputs: Sequence[Any], 
     n_layers = len(looped.recorded)
     kept = list(range(1, n_layers + 1)) if layers is None else sorted(set(layers))
     if not kept or kept[0] < 1 or kept[-1] > n_layers:
-        raise ValueError(f"layers must be among 1 to {n_layers}; got {list(layers or [])}.")
+        raise ValueError(f"layers must be among 1 to {n_layers}; got {layers}.")
     weight = next(looped.module.parameters())
     orbit_bytes = 4 * n_recurrences * looped.width
     if orbit_bytes > SHARD_BYTES:
@@ -159,6 +167,7 @@ def _fill(writer: StoreWriter, looped: LoopedModel, prompts: list[list[int]], ba
                     "token": (2, batch.positions[some_tokens]), "seed": (0, [seed + p for p in batch.prompts[rows]])})
             writer.write(f"batch-{batch.number:05d}-inputs", inputs_of_batch, prompts=batch.prompts,
                          positions=batch.positions)
+            del states, inputs_of_batch  # one batch in memory, not two
             progress.update()
 
 

@@ -2,6 +2,7 @@
 
 from dynloop.report.build import build_report
 from dynloop.report.figures import Drawing, distance_curves, distance_map, draw, pca_path
-from dynloop.report.report import Report, Table
+from dynloop.report.report import Report, Table, check_report_folder
 
-__all__ = ["Drawing", "Report", "Table", "build_report", "distance_curves", "distance_map", "draw", "pca_path"]
+__all__ = ["Drawing", "Report", "Table", "build_report", "check_report_folder", "distance_curves", "distance_map",
+           "draw", "pca_path"]

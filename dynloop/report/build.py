@@ -67,7 +67,7 @@ class _Recording:
                              f"{', '.join(self.rate.labels) or 'no labels'}. Name one of these with --resample.")
         models = set(self.rate.labels.get("model", ()))
         self.name = str(models.pop()) if len(models) == 1 else f"recording {number}"
-        self.layers = [int(v) for v in np.unique(self.rate.labels["layer"])] if "layer" in self.rate.labels else [None]
+        self.layers = np.unique(self.rate.labels["layer"]).tolist() if "layer" in self.rate.labels else [None]
         self.n_steps = source.n_steps
         self.last = self._at(self.layers[-1])
         ask = functools.partial(estimate, resample=resample, n_resamples=n_resamples)
@@ -89,7 +89,7 @@ class _Recording:
                                               if np.isfinite(own[v][own.found]).all())
         self.n_units = rate.n_orbits if resample == "orbit" else len(np.unique(rate.labels[resample]))
 
-    def _at(self, layer: int | None) -> tuple[Measurement, Measurement, Measurement]:
+    def _at(self, layer: Any) -> tuple[Measurement, Measurement, Measurement]:
         if layer is None:
             return self.distance, self.rate, self.regime
         distance, rate, regime = (m.select(layer=layer) for m in (self.distance, self.rate, self.regime))
@@ -110,14 +110,16 @@ class _Recording:
         moving = distance.counts().get(Outcome.NOT_CONVERGED, 0)
         gone = distance.counts().get(Outcome.NOT_FINITE, 0)
         subject = f"{self.name}: "
-        if not moving and not gone:
+        rest = distance.counts().get(Outcome.FOUND, 0)
+        if rest == n:
             text = f"all {where} come to rest within {self.n_steps} recurrences"
         elif moving == n:
             text = f"none of {where} comes to rest within {self.n_steps} recurrences"
         else:
-            text = f"{n - moving - gone:,} of {where} come to rest within {self.n_steps} recurrences; " \
-                   f"{moving:,} still move"
+            text = f"{rest:,} of {where} come to rest within {self.n_steps} recurrences; {moving:,} still move"
         text += f" (still moving: {percent(self.moving)}, {100 * self.moving.confidence_level:g} % interval)"
+        if short := distance.counts().get(Outcome.TOO_SHORT, 0):
+            text += f"; {short:,} are too short to tell"
         if gone:
             text += f"; {gone:,} left the finite numbers"
         if self.layers[-1] in self.rates and self.rates[self.layers[-1]]:
@@ -130,6 +132,8 @@ class _Recording:
             text += " (medians)"
             if rate.counts().get(Outcome.FOUND, 0) < n:
                 text += f", measured on {rate.counts()[Outcome.FOUND]:,} tokens"
+        elif n_rates := rate.counts().get(Outcome.FOUND, 0):
+            text += f"; {n_rates:,} have a contraction rate, in too few {unit}s for an interval"
         else:
             text += "; no contraction rate can be measured"
         losses = self.provenance.get("model", {}).get("held_out_loss", {})

@@ -72,6 +72,8 @@ def distance_curves(distance: Measurement, rate: Measurement, *, by: str = "laye
             d = np.where(d > 0, d, np.nan)[:, :-1]
             recurrence = np.arange(1, d.shape[1] + 1)
             known = np.isfinite(d).any(0)
+            if not known.any():
+                continue
             low, middle, high = np.nanquantile(d[:, known], [0.05, 0.5, 0.95], axis=0)
             colour = COLOURS[i % len(COLOURS)]
             label = "all orbits" if group is None else f"{by} {group}"
@@ -81,6 +83,9 @@ def distance_curves(distance: Measurement, rate: Measurement, *, by: str = "laye
             if np.isfinite(floor).any():
                 axes.axhline(np.nanmedian(floor), color=colour, linewidth=0.8, linestyle=(0, (1, 2)),
                              label=f"floor of the steps, {label}")
+        if not axes.lines:
+            axes.text(0.5, 0.5, "no distance to draw", ha="center", transform=axes.transAxes)
+            return figure
         axes.set(yscale="log", xlabel="recurrence", ylabel="distance to the last state,\nrelative to its norm",
                  xlim=(1, None))
         axes.legend(fontsize=8)
@@ -126,6 +131,9 @@ def distance_map(distance: Measurement, *, label: str = "token") -> Figure:
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes()
         axes.grid(visible=False)
+        if not np.isfinite(d).any():
+            axes.text(0.5, 0.5, "no distance to draw", ha="center", transform=axes.transAxes)
+            return figure
         image = axes.imshow(np.log10(d), aspect="auto", cmap="cividis", interpolation="nearest",
                             extent=(0.5, d.shape[1] + 0.5, len(d) - 0.5, -0.5))
         names = distance.labels.get(label, np.arange(len(d)))

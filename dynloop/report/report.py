@@ -29,6 +29,18 @@ class Table:
     note: str = ""
 
 
+def check_report_folder(folder: str | Path) -> None:
+    """Refuse a file, or a folder with other things than a report.
+
+    Raises:
+        FileExistsError: it is one of these.
+    """
+    folder, own = Path(folder), {"report.html", "report.md", "report.json", "estimates.csv", "figures"}
+    if folder.is_file() or \
+            (folder.is_dir() and any(p.name.removesuffix(".tmp") not in own for p in folder.iterdir())):
+        raise FileExistsError(f"{folder} holds something else than a report. Name a new folder.")
+
+
 def significant(value: float, digits: int = 3) -> str:
     """A number in `digits` significant digits, without an exponent where that is short."""
     if value == 0 or not math.isfinite(value):
@@ -82,10 +94,7 @@ class Report:
             FileExistsError: the path is a file, or a folder with other things than a report.
         """
         folder = Path(folder)
-        own = {"report.html", "report.md", "report.json", "estimates.csv", "figures"}
-        if folder.is_file() or \
-                (folder.is_dir() and any(p.name.removesuffix(".tmp") not in own for p in folder.iterdir())):
-            raise FileExistsError(f"{folder} holds something else than a report. Name a new folder.")
+        check_report_folder(folder)
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for drawing in self.drawings:
             _replace(folder / "figures" / f"{drawing.name}.svg", drawing.svg.encode())

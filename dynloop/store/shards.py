@@ -58,6 +58,9 @@ def write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         save_file(tensors, temporary)
     except SafetensorError as error:  # a full disk comes as this
         raise OSError(errno.ENOSPC, str(error), str(temporary)) from error
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)  # the library writes for its owner alone
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     line = {"bytes": temporary.stat().st_size, "checksum": checksum(map_file(temporary)),

@@ -25,6 +25,7 @@ from dynloop.trajectories import CHUNK_BYTES, Trajectories
 MANIFEST, SHARDS = "manifest.jsonl", "shards"
 FORMAT, VERSION = "dynloop activation store", 1
 SHARD_BYTES = 256 * 2**20
+_BEGINNING = json.dumps({"format": FORMAT}, separators=(",", ":")).encode()[:-1]
 
 
 class StoreError(ValueError):
@@ -40,7 +41,8 @@ def _read_manifest(folder: Path) -> tuple[list[dict[str, Any]], int]:
     for number, text in enumerate(whole.splitlines(), start=1):
         try:
             line = json.loads(text)
-            if not isinstance(line, dict) or (lines and line.get("kind") not in ("shard", "complete")):
+            if not isinstance(line, dict) or (lines and line.get("kind") not in ("shard", "complete")) or (
+                    line.get("kind") == "shard" and not {"file", "bytes", "checksum", "tensors"} <= set(line)):
                 raise ValueError("not a line of a manifest")
         except ValueError as error:
             raise StoreError(f"line {number} of {path} is not JSON of a store ({error}): the manifest was changed by "
@@ -77,16 +79,12 @@ class StoreWriter:
 
     def __init__(self, folder: str | Path, header: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        header = json.loads(json.dumps({"format": FORMAT, "version": VERSION, **header}))
+        header = json.loads(json.dumps({"format": FORMAT, "version": VERSION,
+                                        **{k: v for k, v in header.items() if k not in ("format", "version")}}))
         manifest = self.folder / MANIFEST
         if self.folder.exists() and not self.folder.is_dir():
             raise StoreError(f"{self.folder} is a file; a store is a folder. Name another path.")
-        lines: list[dict[str, Any]] = []
-        if manifest.exists():
-            lines, size = _read_manifest(self.folder)
-            with open(manifest, "r+b") as file:
-                file.truncate(size)
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        if self.folder.exists() and not manifest.exists() and any(self.folder.iterdir()):
             raise StoreError(f"{self.folder} is not empty and holds no dynloop store. Name a new folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(manifest, os.O_RDWR | os.O_CREAT, 0o666)
@@ -98,6 +96,15 @@ class StoreWriter:
             self._unlock()
             raise StoreError(f"another process is writing {self.folder}. Wait for it, or name another folder.") \
                 from None
+        try:
+            lines, size = _read_manifest(self.folder)
+            begun = manifest.read_bytes()[:len(_BEGINNING)]
+            if not lines and begun != _BEGINNING[:len(begun)]:
+                raise StoreError(f"{manifest} was not written by dynloop. Name a new folder.")
+        except StoreError:
+            self._unlock()
+            raise
+        os.ftruncate(descriptor, size)  # a torn last line was never committed
         if lines:
             if lines[0] != header:
                 self._unlock()
@@ -332,7 +339,14 @@ def save(trajectories: Trajectories, folder: str | Path, *, provenance: Mapping[
     per_orbit = states[0].numel() * states.element_size()
     if per_orbit > SHARD_BYTES:
         raise StoreError(f"one orbit takes {per_orbit} bytes; a shard holds {SHARD_BYTES}. Save fewer steps.")
-    header = {"resolution": trajectories.resolution, "n_orbits": trajectories.n_orbits, **(provenance or {})}
+    header = {**{k: v for k, v in (provenance or {}).items() if k != "labels"},
+              "resolution": trajectories.resolution, "n_orbits": trajectories.n_orbits}
+    for name, values in trajectories.labels.items():
+        try:
+            json.dumps(values.tolist())
+        except TypeError:
+            raise ValueError(f"label {name!r} holds {values.dtype}, which a store cannot keep. Convert it to numbers "
+                             "or texts.") from None
     if (Path(folder) / MANIFEST).exists():
         raise StoreError(f"{folder} holds a store already. Name another folder.")
     block = SHARD_BYTES // per_orbit

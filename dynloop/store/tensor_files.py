@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -77,13 +78,17 @@ def load(path: str | Path, *, axes: Sequence[str] | str, key: str | None = None,
     return Trajectories(states.reshape(-1, *states.shape[-2:]), labels=found, resolution=resolution)
 
 
+class _Chosen(Exception):
+    """The file is readable, but the key does not fit it."""
+
+
 def _choose(path: Path, keys: list[str], key: str | None) -> str:
     if key is None and len(keys) == 1:
         return keys[0]
     if key not in keys:
         shown = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
         came = "none was named" if key is None else f"got {key!r}"
-        raise ValueError(f"{path.name} holds the tensors {shown or '(none)'}; {came}. Choose one with key=...")
+        raise _Chosen(f"{path.name} holds the tensors {shown or '(none)'}; {came}. Choose one with key=...")
     return key
 
 
@@ -91,10 +96,10 @@ def _read(path: Path, key: str | None) -> Any:
     try:
         if path.suffix == ".npy":
             if key is not None:
-                raise ValueError(f"{path.name} holds one array; leave key out.")
+                raise _Chosen(f"{path.name} holds one array; leave key out.")
             return np.load(path, mmap_mode="r", allow_pickle=False)
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return arrays[_choose(path, list(arrays), key)]
         if path.suffix == ".safetensors":
             tensors = read_safetensors(map_file(path))
@@ -104,12 +109,13 @@ def _read(path: Path, key: str | None) -> Any:
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path.name} holds more than tensors, and dynloop never runs pickled code: "
                          f"{str(error).splitlines()[0]} Save the tensor alone, for example as .safetensors.") from error
-    except ValueError as error:
-        if "pickle" in str(error):
+    except _Chosen as error:
+        raise ValueError(str(error)) from None
+    except (ValueError, OSError, EOFError, RuntimeError, LookupError, AssertionError, AttributeError, TypeError,
+            struct.error, zipfile.BadZipFile) as error:
+        if "pickle" in str(error) or "memory-mapped" in str(error):
             raise ValueError(f"{path.name} holds pickled objects, and dynloop never runs pickled code. Save a plain "
                              "floating-point array.") from error
-        raise
-    except (OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"{path.name} cannot be read as {path.suffix}: {error}. Is it whole?") from error
     if isinstance(held, torch.Tensor):
         if key is not None:
@@ -117,4 +123,7 @@ def _read(path: Path, key: str | None) -> Any:
         return held
     if not isinstance(held, dict):
         raise ValueError(f"{path.name} holds a {type(held).__name__}; a tensor or a dictionary of tensors is needed.")
-    return held[_choose(path, [k for k, v in held.items() if isinstance(v, torch.Tensor)], key)]
+    try:
+        return held[_choose(path, [k for k, v in held.items() if isinstance(v, torch.Tensor)], key)]
+    except _Chosen as error:
+        raise ValueError(str(error)) from None
