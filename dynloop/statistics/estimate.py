@@ -14,7 +14,6 @@ from dynloop.outcome import Outcome
 
 METHODS = ("BCa", "percentile")
 STATISTICS = ("mean", "median", "share", "affected share")
-FEW = 10  # units with (or without) the event below which a share gets an exact interval
 _ENOUGH_UNITS = 20
 _LEAST_DESIGN_EFFECT = 5.0  # runs of about three tokens inflate the variance fivefold
 
@@ -78,12 +77,12 @@ def estimate(measurement: Measurement, *, statistic: str | Callable[[np.ndarray]
     Whole units are resampled: a prompt is drawn with all its tokens and layers, because these are not independent. A
     mean or median takes the orbits whose outcome is `FOUND`; the others are counted in `excluded`.
 
-    Shares of rare events get no bootstrap, which would give [0, 0] when nothing was seen. With events in fewer than 10
-    units, or units without it fewer than 10, the interval is Clopper-Pearson's: exact, when the orbits are
-    independent (`resample="orbit"`) or whole units are counted ("affected share"); otherwise on the effective number
-    of orbits n / d (Korn and Graubard 1998), where the design effect d is estimated between units and at least 5. With
-    no event (or nothing but events) at all d cannot be seen, and every unit counts as one observation: the bound then
-    holds whatever the dependence within units.
+    Shares of rare events get no bootstrap, which would give [0, 0] when nothing was seen. With events in few units
+    (fewer than 50, or than half of the units, but never fewer than 10), or with few units without one, the interval is
+    Clopper-Pearson's: exact, when the orbits are independent (`resample="orbit"`) or whole units are counted ("affected
+    share"); otherwise on the effective number of orbits n / d (Korn and Graubard 1998), where the design effect d is
+    estimated between units and at least 5. With no event (or nothing but events) at all d cannot be seen, and every
+    unit counts as one observation: the bound then holds whatever the dependence within units.
 
     Args:
         measurement: of any number of orbits.
@@ -238,7 +237,8 @@ def _share(x: np.ndarray, unit_of: np.ndarray, n_units: int, of_units: bool, lev
     unaffected = int((events < sizes).sum())
     if n == n_units:  # every orbit is its own unit
         return p, *clopper_pearson(x.sum(), n, level), "Clopper-Pearson (exact)"
-    if min(affected, unaffected) >= FEW:
+    few = max(10, min(50, n_units // 2))  # with 40 events in as many of 320 units a bootstrap covers 93.7 %
+    if min(affected, unaffected) >= few:
         return _bootstrap(x, unit_of, n_units, np.mean, level, n_resamples, method, rng)
     if p in (0.0, 1.0):
         return p, *clopper_pearson(p * n_units, n_units, level), "Clopper-Pearson (each unit counts once)"
