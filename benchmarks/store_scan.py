@@ -30,7 +30,7 @@ ANALYZERS = [dynloop.successive_distance, dynloop.distance_to_limit, dynloop.con
 def write(folder, n_bytes, n_steps, dim):
     """A store of contracting orbits with known rates."""
     rng = np.random.default_rng(0)
-    per_shard = max(1, min(n_bytes, 2**28) // (4 * n_steps * dim))
+    per_shard = max(1, min(n_bytes, 2**28 - 2**17) // (4 * n_steps * dim))
     writer = StoreWriter(folder, {"labels": {"model": "planted"}, "resolution": 2.0**-23})
     true = []
     for shard in range(max(1, n_bytes // (per_shard * n_steps * dim * 4))):

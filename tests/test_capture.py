@@ -447,7 +447,7 @@ def test_a_disk_that_is_too_small_is_refused_at_once_and_the_same_call_goes_on_l
 def test_a_batch_larger_than_a_shard_is_split_and_reads_back_right(tmp_path, monkeypatch, orbits_a_shard):
     model, settings = NanoModel(RANDOM), {"n_recurrences": 6, "batch_size": 3}
     whole = orbits_of(capture(model, TEXTS, out=tmp_path / "whole", **settings), "prompt", "layer", "token", "seed")
-    small_shards(monkeypatch, orbits_a_shard * ORBIT + ORBIT // 2)
+    small_shards(monkeypatch, (orbits_a_shard * (ORBIT + 9) + ORBIT // 2) * 64 // 63)  # 1/64 is left for the header
     store = capture(model, TEXTS, out=tmp_path / "split", **settings)
     found = orbits_of(store, "prompt", "layer", "token", "seed")
     assert set(found) == set(whole)
@@ -458,7 +458,7 @@ def test_a_batch_larger_than_a_shard_is_split_and_reads_back_right(tmp_path, mon
 
 
 def test_by_default_a_batch_fills_one_shard(tmp_path, monkeypatch):
-    small_shards(monkeypatch, 2 * 30 * ORBIT)
+    small_shards(monkeypatch, 2 * 30 * (ORBIT + 9) * 64 // 63 + 1)
     store = capture(NanoModel(TINY), TEXTS, out=tmp_path / "s", n_recurrences=6)
     assert [batch["prompts"] for batch in store.inputs()] == [[0, 1], [2]]
     assert [part.n_orbits for part in store.parts()] == [60, 30]

@@ -265,3 +265,12 @@ def test_a_file_that_is_not_whole_is_named(tmp_path, name):
     path.write_bytes(b"" if name.startswith("empty") else raw[:len(raw) * 2 // 3])
     with pytest.raises(ValueError, match=name):
         dynloop.load(path, axes="prompt,recurrence,feature")
+
+
+@pytest.mark.parametrize("orbit_bytes", [64, 512, 2**16, 2**20, 2**27, 2**28 - 2**17])
+def test_a_full_shard_is_no_larger_than_it_may_be(orbit_bytes):
+    from dynloop.store.store import SHARD_BYTES, orbits_a_shard
+
+    n = orbits_a_shard(orbit_bytes, SHARD_BYTES)
+    assert n * (orbit_bytes + 9) + 1000 <= SHARD_BYTES == 256 * 2**20
+    assert (n + 1) * orbit_bytes > 0.85 * SHARD_BYTES or n == 1

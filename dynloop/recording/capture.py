@@ -20,6 +20,7 @@ from dynloop.models import LoopedModel, nano, undisturbed
 from dynloop.nano import NanoModel
 from dynloop.store import SHARD_BYTES, Store, StoreWriter
 from dynloop.store.shards import NAMES
+from dynloop.store.store import orbits_a_shard
 from dynloop.version import __version__
 
 
@@ -34,7 +35,7 @@ class _Batch:
     def pieces(self, n_layers: int, orbit_bytes: int) -> Iterator[tuple[str, slice, slice, slice]]:
         """Shards of at most `SHARD_BYTES`: whole prompts where they fit, else layers, else tokens of one."""
         n_prompts, n_tokens = len(self.prompts), len(self.positions)
-        most = max(1, SHARD_BYTES // orbit_bytes)  # orbits a shard
+        most = orbits_a_shard(orbit_bytes, SHARD_BYTES)
         tokens = min(n_tokens, most)
         layers = min(n_layers, most // n_tokens) or 1
         prompts = min(n_prompts, most // (n_tokens * n_layers)) or 1
@@ -179,7 +180,7 @@ def _batches(prompts: list[list[int]], tokens: Sequence[int] | None, n_layers: i
     number = 0
     for length, members in sorted(by_length.items()):
         positions = _positions(tokens, length, members[0])
-        fitting = max(1, min(16, SHARD_BYTES // (orbit_bytes * n_layers * len(positions))))
+        fitting = max(1, min(16, orbits_a_shard(orbit_bytes, SHARD_BYTES) // (n_layers * len(positions))))
         size = batch_size or fitting
         for first in range(0, len(members), size):
             yield _Batch(number, members[first:first + size], positions)

@@ -28,6 +28,11 @@ SHARD_BYTES = 256 * 2**20
 _BEGINNING = json.dumps({"format": FORMAT}, separators=(",", ":")).encode()[:-1]
 
 
+def orbits_a_shard(orbit_bytes: int, limit: int) -> int:
+    """How many orbits fit into a shard of `limit` bytes, its header and their lengths included; at least one."""
+    return max(1, (limit - min(2**16, limit // 64)) // (orbit_bytes + 9))
+
+
 class StoreError(ValueError):
     """The folder is not a store that can be used as asked."""
 
@@ -349,7 +354,7 @@ def save(trajectories: Trajectories, folder: str | Path, *, provenance: Mapping[
                              "or texts.") from None
     if (Path(folder) / MANIFEST).exists():
         raise StoreError(f"{folder} holds a store already. Name another folder.")
-    block = SHARD_BYTES // per_orbit
+    block = orbits_a_shard(per_orbit, SHARD_BYTES)
     with StoreWriter(folder, header) as writer:
         for number, first in enumerate(range(0, trajectories.n_orbits, block)):
             part = trajectories[first:first + block]
