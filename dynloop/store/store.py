@@ -43,6 +43,7 @@ def _read_manifest(folder: Path) -> tuple[list[dict[str, Any]], int]:
     raw = path.read_bytes()
     whole = raw[:raw.rfind(b"\n") + 1]
     lines: list[dict[str, Any]] = []
+    seen: set[str] = set()
     for number, text in enumerate(whole.splitlines(), start=1):
         try:
             line = json.loads(text)
@@ -52,9 +53,10 @@ def _read_manifest(folder: Path) -> tuple[list[dict[str, Any]], int]:
         except ValueError as error:
             raise StoreError(f"line {number} of {path} is not JSON of a store ({error}): the manifest was changed by "
                              "hand or damaged. Restore it from a copy, or capture again.") from error
-        if any(line.get("file") == known["file"] for known in lines if "file" in known and "file" in line):
+        if line.get("file") in seen:
             raise StoreError(f"line {number} of {path} commits {line['file']} a second time: two processes wrote this "
                              "store at once. Capture again.")
+        seen |= {line["file"]} if "file" in line else set()
         lines.append(line)
     if lines and (lines[0].get("format") != FORMAT):
         raise StoreError(f"{folder} is not a dynloop store: its manifest does not begin with a header. "
