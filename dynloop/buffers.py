@@ -10,7 +10,7 @@ import weakref
 import numpy as np
 import torch
 
-from dynloop.trajectories import as_tensor_bytes
+from dynloop.trajectories import from_numpy
 
 
 class Buffers:
@@ -39,4 +39,4 @@ class Buffers:
         """An uninitialised tensor; torch keeps a pool of its own for devices other than the processor."""
         if device.type != "cpu":
             return torch.empty(shape, dtype=dtype, device=device)
-        return as_tensor_bytes(self.view(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)
+        return from_numpy(self.view(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)

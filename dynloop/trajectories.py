@@ -25,9 +25,9 @@ def as_tensor(states: Any) -> torch.Tensor:
     """
     if isinstance(states, np.ndarray):
         if states.dtype.name == "bfloat16":
-            states = as_tensor_bytes(states.view(np.uint16)).view(torch.bfloat16)
+            states = from_numpy(states.view(np.uint16)).view(torch.bfloat16)
         elif states.dtype.kind == "f" and states.dtype.itemsize <= 8:
-            states = as_tensor_bytes(states)
+            states = from_numpy(states)
         else:
             raise TypeError(f"states must be floating-point numbers (float64, float32, float16 or bfloat16); got an "
                             f"array of {states.dtype}. Convert it first, for example with states.astype('float32').")
@@ -40,7 +40,7 @@ def as_tensor(states: Any) -> torch.Tensor:
     return states.detach()
 
 
-def as_tensor_bytes(array: np.ndarray) -> torch.Tensor:
+def from_numpy(array: np.ndarray) -> torch.Tensor:
     """torch.from_numpy for arrays that are read-only, byte-swapped or backwards, without its warning."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))

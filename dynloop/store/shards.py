@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xxhash
 
-from dynloop.trajectories import as_tensor_bytes
+from dynloop.trajectories import from_numpy
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
@@ -135,7 +135,7 @@ def read_safetensors(memory: mmap.mmap) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: not a whole safetensors file.
     """
-    return {name: as_tensor_bytes(np.frombuffer(memory, dtype=np.uint8, count=end - begin, offset=begin))
+    return {name: from_numpy(np.frombuffer(memory, dtype=np.uint8, count=end - begin, offset=begin))
             .view(dtype).view(shape) for name, (dtype, shape, begin, end) in _places(memory).items()}
 
 

@@ -170,7 +170,7 @@ class StoreWriter:
                            for label, (axis, values) in labels.items()})
 
     def finish(self) -> Store:
-        """Commit that nothing is missing; the header's `n_shards` lines of states must be there."""
+        """Commit that the caller has written every shard; until then readers call the store unfinished."""
         if not self.complete:
             self._commit({"kind": "complete", "shards": len(self.lines)})
             self.complete = True

@@ -25,7 +25,7 @@ import xxhash
 
 from dynloop.buffers import Buffers
 from dynloop.store.shards import DTYPES, PREFIX, check_size, damaged, tensor_places
-from dynloop.trajectories import as_tensor_bytes
+from dynloop.trajectories import from_numpy
 
 _PAGE = 4096
 _AHEAD = 3  # reads under way
@@ -104,7 +104,7 @@ def stream_states(shards: Sequence[tuple[Path, dict[str, Any]]], *, piece_bytes:
             n_steps, dim = line["tensors"]["states"]["shape"][-2:]
             n_rows, dtype = piece.rows.stop - piece.rows.start, DTYPES[line["tensors"]["states"]["dtype"]]
             offset = piece.states - piece.begin
-            states = as_tensor_bytes(raw[offset:offset + n_rows * n_steps * dim * dtype.itemsize])
+            states = from_numpy(raw[offset:offset + n_rows * n_steps * dim * dtype.itemsize])
             del raw, reading
             yield piece.shard, piece.rows, states.view(dtype).view(n_rows, n_steps, dim)
             del states
