@@ -40,6 +40,11 @@ def as_tensor(states: Any) -> torch.Tensor:
     return states.detach()
 
 
+def orbits_a_chunk(n_steps: int, dim: int, *, max_bytes: int = CHUNK_BYTES) -> int:
+    """Orbits whose states and distances each take at most about `max_bytes` as float32; at least one."""
+    return max(1, max_bytes // (4 * n_steps * max(dim, n_steps)))
+
+
 def from_numpy(array: np.ndarray) -> torch.Tensor:
     """torch.from_numpy for arrays that are read-only, byte-swapped or backwards, without its warning."""
     if not array.dtype.isnative:
@@ -259,7 +264,7 @@ class Trajectories:
 
     def chunks(self, *, max_bytes: int = CHUNK_BYTES) -> Iterator[Trajectories]:
         """Consecutive parts whose states and distances each take at most about `max_bytes` as float32."""
-        block = max(1, max_bytes // (4 * self.n_steps * max(self.dim, self.n_steps)))
+        block = orbits_a_chunk(self.n_steps, self.dim, max_bytes=max_bytes)
         if block >= self.n_orbits:
             yield self
             return
