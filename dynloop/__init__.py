@@ -28,8 +28,17 @@ _HOMES = {
     "successive_distance": "dynloop.analyzers",
     "distance_to_limit": "dynloop.analyzers",
     "contraction_rate": "dynloop.analyzers",
+    "limit_regime": "dynloop.analyzers",
     "limit_regime_blayney": "dynloop.analyzers",
+    "minimal_period": "dynloop.analyzers",
+    "turning_angle": "dynloop.analyzers",
+    "path_straightness": "dynloop.analyzers",
+    "recurrence_quantification": "dynloop.analyzers",
+    "convergence_time": "dynloop.analyzers",
+    "cyclic_fixed_points": "dynloop.analyzers",
+    "dominant_modes": "dynloop.analyzers",
     "estimate": "dynloop.statistics",
+    "proportion": "dynloop.statistics",
 }
 
 __all__ = ["__version__", *_HOMES]
@@ -37,16 +46,24 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from dynloop.analyzers import (
         contraction_rate,
+        convergence_time,
+        cyclic_fixed_points,
         distance_to_limit,
+        dominant_modes,
+        limit_regime,
         limit_regime_blayney,
+        minimal_period,
+        path_straightness,
+        recurrence_quantification,
         successive_distance,
+        turning_angle,
     )
     from dynloop.measurement import Measurement
     from dynloop.measuring import analyzer, measure
     from dynloop.outcome import Outcome
     from dynloop.recording import capture
     from dynloop.report import Report
-    from dynloop.statistics import Estimate, estimate
+    from dynloop.statistics import Estimate, estimate, proportion
     from dynloop.store import Store, load, open_store, save
     from dynloop.trajectories import Trajectories
 

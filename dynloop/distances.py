@@ -57,7 +57,7 @@ class Distances:
         from dynloop.kernels.distances import all_pairs, fill_pairs
 
         n, n_steps = self.norms.shape
-        squared = np.empty((n, n_steps, n_steps))
+        squared = _buffers.tensor((n, n_steps, n_steps), torch.float64, torch.device("cpu")).numpy()
         unresolved = all_pairs(self._gram, self.lengths, _UNRESOLVED, squared)
         for o in np.flatnonzero(unresolved | self._awkward):
             fill_pairs(self._direct(int(o)), self.lengths[o], self._awkward[o], squared[o])

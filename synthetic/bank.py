@@ -566,8 +566,8 @@ def record(family: str, n: int, n_steps: int, rng: Any = 0, *, dim: int = 256, n
 
     Unit amplitude in a random frame of `dim` dimensions, an offset of that many amplitudes in a direction of its own
     for each orbit, three of its coordinates `massive` times larger, isotropic noise whose rms norm is that share of the
-    amplitude, and rounding. The amplitude is the rms distance from the mean over the second half of the record, or half
-    the distance of the first state from the last where that is larger (contractions, drifts).
+    amplitude, and rounding. The amplitude is the rms distance from the mean over the second half of the record; in
+    families that do not recur, half the distance of the first state from the last where that is larger.
     """
     import torch
 
@@ -581,7 +581,8 @@ def record(family: str, n: int, n_steps: int, rng: Any = 0, *, dim: int = 256, n
     dim = max(dim, d)
     late = latent[:, n_steps // 2:]
     size = np.sqrt(((late - late.mean(1, keepdims=True)) ** 2).sum(2).mean(1))
-    size = np.maximum(size, np.sqrt(((latent[:, 0] - latent[:, -1]) ** 2).sum(1)) / 2)
+    if FAMILIES[family][0] not in ("orbit", "quasi-periodic", "chaotic"):
+        size = np.maximum(size, np.sqrt(((latent[:, 0] - latent[:, -1]) ** 2).sum(1)) / 2)
     latent = (latent - latent.mean(1, keepdims=True)) / np.maximum(size, 1e-300)[:, None, None]
     frame = np.linalg.qr(rng.normal(size=(dim, d)))[0].T
     wide = np.float64 if dtype == "float64" else np.float32

@@ -128,3 +128,336 @@ def algorithm_1(s, tau=0.05, rho=0.9, metric="cosine"):
     if (slope if metric == "cosine" else -slope) > tau / n:
         return "slider", frequency, amplitude, slope
     return "unknown", frequency, amplitude, slope
+
+
+def lines(points):
+    """Lengths of the runs of recurrences along one line of a plot."""
+    return [len(list(run)) for recurrent, run in itertools.groupby(map(bool, points)) if recurrent]
+
+
+def recurrence_lines(plot):
+    """Lengths of all diagonal lines off the main diagonal, and of all vertical lines, of a plot (T, T)."""
+    n = len(plot)
+    diagonals = [length for lag in range(-n + 1, n) if lag for length in lines(np.diagonal(plot, lag))]
+    return diagonals, [length for column in np.transpose(plot) for length in lines(column)]
+
+
+def recurrence_quantification(states, epsilon, theiler_window=1, min_diagonal=2, min_vertical=2):
+    """The eight numbers of the recurrence plot of one orbit (T, dim), as `recurrence_quantification` names them."""
+    apart = np.abs(np.subtract.outer(np.arange(len(states)), np.arange(len(states)))) >= theiler_window
+    plot = (pairwise(states) < epsilon) & apart
+    diagonals, verticals = recurrence_lines(plot)
+    long, tall = [v for v in diagonals if v >= min_diagonal], [v for v in verticals if v >= min_vertical]
+    shares = [long.count(length) / len(long) for length in set(long)]
+    return {"recurrence_rate": plot.sum() / apart.sum(), "determinism": sum(long) / max(sum(diagonals), 1),
+            "laminarity": sum(tall) / max(sum(verticals), 1), "diagonal_entropy": -sum(p * math.log(p) for p in shares),
+            "mean_diagonal": sum(long) / max(len(long), 1), "longest_diagonal": max(diagonals, default=0),
+            "trapping_time": sum(tall) / max(len(tall), 1), "longest_vertical": max(verticals, default=0)}
+
+
+def turns(states):
+    """Cosine between each step of one orbit (T, dim) and the next, NaN where one is 0, and their distance."""
+    steps = np.diff(np.asarray(states, dtype=np.float64), axis=0)
+    cosines, apart = [], []
+    for a, b in itertools.pairwise(steps):
+        cosines.append(float(a / norm(a) @ (b / norm(b))) if norm(a) > 0 and norm(b) > 0 else math.nan)
+        apart.append(norm(b - a))
+    return np.array(cosines), np.array(apart)
+
+
+def turning_angle(states, spacing, floor_factor=3.0):
+    """Mean cosine before the floor, mean angle in degrees, and mean cosine over the last quarter of the steps."""
+    cosines, _ = turns(states)
+    *_, floor, length = contraction_rate(states, spacing, floor_factor)
+    before = cosines[:max(length - 1, 0)] if np.isfinite(floor) else cosines
+    before, late = before[np.isfinite(before)], cosines[-max((len(states) - 1) // 4 - 1, 1):]
+    late = late[np.isfinite(late)]
+    angles = np.degrees(np.arccos(before.clip(-1, 1)))
+    return [values.mean() if len(values) else math.nan for values in (before, angles, late)]
+
+
+def path_straightness(states):
+    """Distance from the first to the last state of one orbit (T, dim) over the length of its path."""
+    x = np.asarray(states, dtype=np.float64)
+    return norm(x[-1] - x[0]) / sum(successive(x))
+
+
+def drift_to_loop_ratio(states, following):
+    """Jump from the last state of one block to the first of the next, over the mean step within the block."""
+    return norm(np.asarray(following[0], float) - np.asarray(states[-1], float)) / np.mean(successive(states))
+
+
+def travel_ahead(states):
+    """How far the mean state goes on in as long again, at the pace of the last three eighths, beyond what is noise."""
+    x = np.asarray(states, dtype=np.float64)
+    width = len(x) // 8
+    if width < 2:
+        return 0.0
+    a, b, c = (x[len(x) - (3 - i) * width:len(x) - (2 - i) * width].mean(0) for i in range(3))
+    onward = (b - a) @ (c - b) - 4 * (successive(x[-3 * width:]) ** 2).mean() / width
+    if onward <= 0:
+        return 0.0
+    ratio = min(norm(c - b) / norm(b - a), 1.0)
+    return sum(math.sqrt(onward) * ratio ** (i + 1) for i in range(len(x) // width))
+
+
+def convergence_time(states, spacing, tolerance=1e-3, relative_to="limit"):
+    """Outcome, time and radius of one finite orbit (T, dim)."""
+    x = np.asarray(states, dtype=np.float64)
+    away = from_last(x)
+    radius = max(tolerance * (norm(x[-1]) if relative_to == "limit" else away[0]), 4 * spacing * norm(x[-1]))
+    if len(x) < 8:
+        return "too short", math.nan, math.nan
+    time = next(t for t in range(len(x)) if (away[t:] <= radius).all())
+    if len(x) - 1 - time < len(x) // 4 or travel_ahead(x) > radius:
+        return "not converged", math.nan, radius
+    return "found", time, radius
+
+
+def rate_error(steps):
+    """Standard error of the slope of ln step, widened for the correlation of neighbouring rests."""
+    t = np.flatnonzero(np.asarray(steps) > 0)
+    if len(t) < 4:
+        return math.nan
+    slope, error, _ = line(steps, 0, len(steps))
+    y = np.log(np.asarray(steps)[t])
+    rest = y - y.mean() - slope * (t - t.mean())
+    r = min(max((rest[1:] * rest[:-1]).sum() / (rest**2).sum(), 0.0), 0.95)
+    return error * math.sqrt((1 + r) / (1 - r))
+
+
+def cyclic_fixed_points(loop, spacing, tolerance=1e-3):
+    """Verdict, separation, update after each layer and lowest cosine of every state, of a loop (layers, T, dim)."""
+    x = np.asarray(loop, dtype=np.float64)
+    ends = x[:, -1]
+    answers = [convergence_time(own, spacing, tolerance) for own in x]
+    pairs = list(itertools.combinations(range(len(x)), 2))
+    gaps = {(i, j): norm(ends[i] - ends[j]) for i, j in pairs}
+    separation = max((gap / max(norm(ends[i]), norm(ends[j])) for (i, j), gap in gaps.items()), default=math.nan)
+    updates = [norm(after - own) / norm(own) for own, after in zip(ends, np.roll(ends, -1, axis=0), strict=True)]
+    lowest = [[min(float(state @ end / norm(state) / norm(end)) for end in ends) for state in own] for own in x]
+    if any(outcome != "found" for outcome, *_ in answers):
+        verdict = "no fixed point"
+    elif len(x) == 1:
+        verdict = "fixed point"
+    else:
+        apart = any(gap > answers[i][2] + answers[j][2] for (i, j), gap in gaps.items())
+        verdict = "cyclic" if apart else "degenerate"
+    return verdict, separation, updates, np.array(lowest)
+
+
+def squares(states):
+    """Squared distances within one orbit (T, dim), each from its own difference."""
+    x = np.asarray(states, dtype=np.float64)
+    return np.array([((x - own) ** 2).sum(1) for own in x])
+
+
+def log(x):
+    return math.log10(max(x, 1e-12))
+
+
+def variance(states):
+    """Mean squared distance from the mean."""
+    return ((states - states.mean(0)) ** 2).sum(1).mean()
+
+
+def squared_return(states, lag):
+    """Squared distances of states `lag` apart."""
+    return ((states[lag:] - states[:-lag]) ** 2).sum(1)
+
+
+def closest_return(states, longest):
+    """Smallest period with the closest returns of one orbit (T, dim), and seven numbers about them."""
+    x = np.asarray(states, dtype=np.float64)
+    n = len(x)
+    late = {p: x[n - max(3 * p, n // 2):] for p in range(1, longest + 1)}
+    typical = {p: max(2 * variance(own) * len(own) / (len(own) - 1), 1e-300) for p, own in late.items()}
+    first = {p: squared_return(own, p).mean() for p, own in late.items()}
+    second = {p: squared_return(own, 2 * p).mean() for p, own in late.items()}
+    error = {p: squared_return(own, p).std() / math.sqrt(len(own) - p) / typical[p] for p, own in late.items()}
+    worst = {p: max(first[p], second[p]) / typical[p] for p in late}
+    best = min(worst, key=worst.get)
+    period = next(p for p in late if worst[p] <= 1.02 * worst[best] + 4 * (error[p] + error[best]) + 1e-4)
+    own, scale = late[period], typical[period]
+    many = max(2, (2 * len(own) // 3) // period)
+    last = squared_return(own, many * period)
+    last_error = last.std() / math.sqrt(len(last))
+    rise = (last.mean() - first[period]) / max(error[period] * scale + last_error, 1e-9 * scale)
+    far_away = last.mean() / scale
+    quarter, far = n // 4, n // 2 // period * period
+    if far >= many * period and n - quarter - far >= 4 and \
+            squared_return(x[quarter:n // 2 + period], period).mean() <= 1.2 * first[period] + 1e-4 * scale:
+        far_away = max(far_away, squared_return(x[quarter:], far).mean() / scale)
+    return [period, first[period] / scale, second[period] / scale, last.mean() / scale, first[1] / typical[1],
+            min([worst[p] for p in late if p < period] + [9.0]), rise, far_away]
+
+
+def gram_shape(states):
+    """Effective dimension, and autocorrelation at lags 1 and 2, of states (w, dim) around 0."""
+    products = states @ states.T
+    energy = np.trace(products)
+    off = products[~np.eye(len(states), dtype=bool)]
+    return ((energy / len(states)) ** 2 / (off**2).mean(),
+            *((states[k:] * states[:-k]).sum() / energy for k in (1, 2)))
+
+
+def strongest_line(states):
+    """Frequency of the highest point of the spectrum of states (w, dim) under a Hann window, and its share of all."""
+    w = len(states)
+    window = np.sin(np.pi * (np.arange(w) + 0.5) / w) ** 2
+    grid = np.arange(1, 2 * w + 1) / (4 * w)
+    waves = np.exp(-2j * np.pi * np.outer(grid, np.arange(w)))
+    power = (np.abs(waves @ (window[:, None] * states)) ** 2).sum(1)
+    at, shift = int(power.argmax()), 0.0
+    if 0 < at < len(power) - 1:
+        before, top, after = power[at - 1:at + 2]
+        if before - 2 * top + after < 0:
+            shift = (before - after) / (before - 2 * top + after) / 2
+    return grid[at] + shift / (4 * w), power[at] / power.sum()
+
+
+def without_line(states, frequency):
+    """States (w, dim) less their least-squares cosine and sine of a frequency."""
+    angle = 2 * np.pi * frequency * np.arange(len(states))
+    waves = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    if frequency == 0.5:  # there is no sine
+        waves = waves[:, :1]
+    return states - waves @ np.linalg.lstsq(waves, states, rcond=None)[0]
+
+
+def neighbour_numbers(states, scale):
+    """How nearest neighbours in the last three quarters of one orbit move on: the last numbers of `regime_numbers`."""
+    d, n = squares(states), len(states)
+    first, stop = n // 4 + 2, n - 4
+    apart = next((k for k in range(1, n // 6) if np.diagonal(d[first:, first:], k).mean() > 0.7 * scale),
+                 max(n // 6 - 1, 1))
+    after, before, shifted = [], [], []
+    for i in range(first, stop):
+        nearest, least = None, math.inf
+        for j in range(first, stop):
+            if abs(i - j) > apart and d[i, j] < least - 1e-9 * scale:
+                nearest, least = j, d[i, j]
+        if nearest is not None:
+            after.append([d[i + k, nearest + k] for k in range(5)])
+            before.append([d[i - k, nearest - k] for k in (1, 2)])
+            shifted.append([d[i + 1, first + (nearest - first + 2 * k + 9) % (stop - first) + 1] for k in range(24)])
+    after, before, shifted = (np.mean(v, axis=0) for v in (after, before, shifted))
+    numbers = {f"neighbours_{k}": log(after[k] / scale) for k in range(5)}
+    numbers |= {f"neighbours_before_{k}": log(before[k - 1] / scale) for k in (1, 2)}
+    numbers["determinism"] = (shifted.mean() - after[1]) / max(shifted.std(), 1e-6 * shifted.mean() + 1e-300)
+    return numbers | {"theiler_window": apart / n}
+
+
+def regime_numbers(states, spacing, longest_period=None):
+    """The numbers of one orbit (T, dim) by which `limit_regime` judges it, from the states themselves."""
+    whole = np.asarray(states, dtype=np.float64)
+    x = whole[-256:]
+    n = len(x)
+    late = x[n // 2:]
+    centre, own = late.mean(0), variance(late)
+    energy = ((x - centre) ** 2).sum(1)
+    edges = [b * n // 8 for b in range(9)]
+    blocks = [x[a:b] for a, b in itertools.pairwise(edges)]
+    numbers = {"late_over_spacing": math.log10(math.sqrt(own) / (spacing * norm(whole[-1]))),
+               "start": log(energy[:2].mean() / own), "farthest": log(energy[:n // 2].max() / own)}
+    steps = np.diff(x, axis=0)
+    step, turn = [], []
+    for b in range(8):
+        at = range(min(edges[b], n - 3), min(edges[b + 1], n - 2))  # the last step has no successor
+        step.append(np.mean([(steps[i] ** 2).sum() for i in at]))
+        turn.append(sum(steps[i] @ steps[i + 1] for i in at) / sum((steps[i] ** 2).sum() for i in at))
+        numbers[f"energy_{b}"] = log(energy[edges[b]:edges[b + 1]].mean() / own)
+    numbers |= {f"step_{b}": log(step[b] / step[7]) for b in range(8)}
+    numbers |= {"late_step": log(np.mean(step[4:]) / own), "turn_5": (turn[4] + turn[5]) / 2,
+                "turn_7": (turn[6] + turn[7]) / 2}
+
+    def between(a, b):
+        return ((blocks[a].mean(0) - blocks[b].mean(0)) ** 2).sum()
+    late_drift, spread = between(4, 7), [variance(block) for block in blocks]
+    numbers["late_drift"] = math.log10(late_drift / own + 1e-6)
+    numbers["late_drift_decay"] = math.log10((between(6, 7) + 1e-9 * own) / (between(4, 5) + 1e-9 * own))
+    numbers["late_straightness"] = late_drift / (3 * sum(between(b, b + 1) for b in (4, 5, 6)))
+    numbers["drift"] = math.log10(between(0, 7) / own + 1e-6)
+    numbers["drift_decay"] = math.log10((between(1, 3) + 1e-9 * own) / (between(5, 7) + 1e-9 * own))
+    numbers["spread_decay"] = log((spread[6] + spread[7]) / (spread[4] + spread[5]))
+    numbers["spread_decay_before"] = log((spread[4] + spread[5]) / (spread[2] + spread[3]))
+    for k in (1, 2, 3, 4, 6, 8, 12, 16):
+        numbers[f"lag_{k}"] = log(squared_return(late, min(k, len(late) - 2)).mean() / own / 2)
+    period, *shares, rise, far = closest_return(whole, min(longest_period or len(whole), len(whole) // 3))
+    named = ("return_1", "return_2", "return_last", "step_return", "shorter_return")
+    numbers |= {"period": period, "return_trend": min(max(rise, -99.0), 99.0), "far_return": log(far)}
+    numbers |= {name: log(share) for name, share in zip(named, shares, strict=True)}
+    dimension, *memory = gram_shape(late - centre)
+    numbers |= {"dimension": log(dimension), "memory_1": memory[0], "memory_2": memory[1]}
+    rest = x[n // 4:] - x[n // 4:].mean(0)
+    energy, scale = (rest**2).sum(), 2 * variance(rest)
+    for k in range(1, 6):
+        frequency, peak = strongest_line(rest)
+        if k == 1:
+            numbers |= {"frequency": frequency, "peak": peak}
+        rest = without_line(rest, frequency)
+        numbers[f"rest_{k}"] = math.log10((rest**2).sum() / energy + 1e-9)
+        if k in (2, 5):
+            dimension, memory, _ = gram_shape(rest)
+            numbers |= {f"rest_dimension_{k}": log(dimension), f"rest_memory_{k}": memory}
+    numbers["return_over_rest"] = math.log10((shares[0] + 1e-6) / ((rest**2).sum() / energy / (1 - 10 / len(rest))
+                                                                   + 1e-6))
+    numbers |= neighbour_numbers(x, scale)
+    for name in ("return_2", "return_last", "far_return"):
+        numbers[f"{name}_rise"] = numbers[name] - numbers["return_1"]
+    return numbers | {"neighbours_below_return": numbers["neighbours_0"] - numbers["return_1"]}
+
+
+def shuffled_means(states, pairs):
+    """Mean squared distance over pairs of places (i, j), for every order of the states."""
+    d = squares(states)
+    return np.array([np.mean([d[order[i], order[j]] for i, j in pairs])
+                     for order in itertools.permutations(range(len(d)))])
+
+
+def tree_sum(row, node):
+    """The leaf of a tree (feature, threshold, left, right) or (value,) into which a row falls."""
+    if len(node) == 1:
+        return node[0]
+    feature, threshold, left, right = node
+    return tree_sum(row, left if row[feature] <= threshold else right)
+
+
+def difference_modes(states, rank):
+    """Multipliers by the dynamic mode decomposition of the differences of one orbit (T, dim), largest modulus first."""
+    d = np.diff(np.asarray(states, dtype=np.float64), axis=0).T
+    u, s, vh = np.linalg.svd(d[:, :-1], full_matrices=False)
+    u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+    values = np.linalg.eigvals(u.T @ d[:, 1:] @ vh.T / s)
+    return values[np.argsort(-abs(values), kind="stable")]
+
+
+def one_step_modes(scores):
+    """Multipliers of the affine map that least squares fit to scores (n, L), conjugates included."""
+    design = np.vstack([scores[:, :-1], np.ones(scores.shape[1] - 1)]).T
+    solution, *_ = np.linalg.lstsq(design, scores[:, 1:].T, rcond=None)
+    return np.linalg.eigvals(solution[:-1])
+
+
+def mode_design(modes, times):
+    """Columns 1, Re lambda^t and, where it is complex, Im lambda^t at the given times."""
+    columns = [np.ones(len(times))]
+    for value in modes:
+        power = np.array([complex(value) ** int(t) for t in times])
+        columns += [power.real] if np.imag(value) == 0 else [power.real, power.imag]
+    return np.stack(columns, axis=1)
+
+
+def mode_fit(states, modes, ahead):
+    """What powers of modes leave of states (L, dim), (L, dim), and the state that they expect `ahead` of the first."""
+    x = np.asarray(states, dtype=np.float64)
+    design = mode_design(modes, range(len(x)))
+    amplitudes, *_ = np.linalg.lstsq(design, x, rcond=None)
+    return x - design @ amplitudes, mode_design(modes, [ahead])[0] @ amplitudes
+
+
+def mode_support(states, modes):
+    """Energy that each mode explains beyond what all others do, per column of the fit."""
+    whole = (mode_fit(states, modes, 0)[0] ** 2).sum()
+    without = [(mode_fit(states, [*modes[:k], *modes[k + 1:]], 0)[0] ** 2).sum() for k in range(len(modes))]
+    return [(energy - whole) / (1 if np.imag(m) == 0 else 2) for energy, m in zip(without, modes, strict=True)]

@@ -8,7 +8,7 @@ cannot be resolved by the product and is marked -1; so is a norm that is small b
 
 import numpy as np
 
-from dynloop.kernels import kernel
+from dynloop.kernels import kernel, vector_kernel
 
 
 @kernel
@@ -67,57 +67,50 @@ def neighbours(gram, lengths, unresolved_below, tiny, large_enough, norms, norm_
     return unresolved, awkward
 
 
-@kernel
+@vector_kernel
 def all_pairs(gram, lengths, unresolved_below, squared):
     """Fill squared (n, T, T) for all pairs, -1 where unresolved; returns which orbits have such a pair, (n,) bool."""
     n, n_steps = squared.shape[:2]
     unresolved = np.zeros(n, dtype=np.bool_)
+    own = np.empty(n_steps)
     for o in range(n):
         last = lengths[o] - 1
-        g = gram[o]
-        for i in range(last + 1, n_steps):
-            for j in range(n_steps):
-                squared[o, i, j] = np.nan
-                squared[o, j, i] = np.nan
-        if last < 0:
-            continue
-        squared[o, last, last] = 0.0
+        g, filled = gram[o], squared[o]
+        filled[:, last + 1:] = np.nan
+        filled[last + 1:] = np.nan
         for i in range(last):
-            squared[o, i, i] = 0.0
-            squared[o, i, last] = g[i, i]
-            squared[o, last, i] = g[i, i]
-            for j in range(i):
-                scale = np.float64(g[i, i]) + np.float64(g[j, j])
-                d = scale - 2.0 * np.float64(g[i, j])
-                if not d >= unresolved_below * scale:
-                    d = np.float64(-1.0)
-                    unresolved[o] = True
-                squared[o, i, j] = d
-                squared[o, j, i] = d
+            own[i] = g[i, i]
+        missed = 0
+        for i in range(last):  # rows as a whole: that both triangles are computed costs less than to copy one
+            row, products, mine = filled[i], g[i], own[i]
+            for j in range(last):
+                scale = mine + own[j]
+                d = scale - 2.0 * np.float64(products[j])
+                resolved = d >= unresolved_below * scale
+                row[j] = d if resolved else -1.0
+                missed += not resolved
+            if row[i] == -1.0:
+                missed -= 1
+            row[i] = 0.0
+            row[last] = mine
+            filled[last, i] = mine
+        if last >= 0:
+            filled[last, last] = 0.0
+        unresolved[o] = missed > 0
     return unresolved
 
 
-@kernel
+@vector_kernel
 def squared_distance(a, b):
-    """Squared distance of two states (dim,), directly, in float64; four sums, so that one addition need not wait."""
-    s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-    whole = len(a) - len(a) % 4
-    for k in range(0, whole, 4):
-        d0 = np.float64(a[k]) - np.float64(b[k])
-        d1 = np.float64(a[k + 1]) - np.float64(b[k + 1])
-        d2 = np.float64(a[k + 2]) - np.float64(b[k + 2])
-        d3 = np.float64(a[k + 3]) - np.float64(b[k + 3])
-        s0 += d0 * d0
-        s1 += d1 * d1
-        s2 += d2 * d2
-        s3 += d3 * d3
-    for k in range(whole, len(a)):
-        d0 = np.float64(a[k]) - np.float64(b[k])
-        s0 += d0 * d0
-    return (s0 + s1) + (s2 + s3)
+    """Squared distance of two states (dim,), directly, in float64."""
+    total = 0.0
+    for k in range(len(a)):
+        d = np.float64(a[k]) - np.float64(b[k])
+        total += d * d
+    return total
 
 
-@kernel
+@vector_kernel
 def norm(a):
     """Norm of a state (dim,), in float64."""
     total = 0.0
@@ -167,6 +160,6 @@ def fill_pairs(states, length, everything, squared):
     """Compute directly every pair marked -1, or all: states (T, dim), squared (T, T), changed in place."""
     for i in range(length):
         for j in range(i):
-            if everything or squared[i, j] == -1.0:
+            if everything or squared[i, j] == -1.0 or squared[j, i] == -1.0:
                 squared[i, j] = squared_distance(states[i], states[j])
                 squared[j, i] = squared[i, j]

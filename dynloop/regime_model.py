@@ -1,0 +1,114 @@
+"""The calibrated model behind `limit_regime`: regime probabilities from the numbers of an orbit's distance matrix.
+
+Three sets of boosted trees, made by benchmarks/calibrate_limit_regime.py from millions of pairs of synthetic states:
+what kind of movement it is; whether recurrent movement has a period (from ratios of returns alone, whatever the shape
+of the orbit); and whether recurrent movement without one is quasi-periodic or chaotic.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dynloop.distances import distances
+from dynloop.kernels.regime import FREQUENCIES_A_STEP, NAMES, regime_numbers
+from dynloop.kernels.trees import probabilities, tree_sums
+from dynloop.trajectories import Trajectories
+
+REGIMES = ("fixed point", "converging", "orbit", "quasi-periodic", "slider", "chaotic", "diverging", "undetermined")
+KINDS = ("converging", "diverging", "fixed point", "recurrent", "slider", "undetermined")
+STAGES = ("kind", "period", "chaos")
+PERIOD_NUMBERS = ("return_1", "return_2_rise", "return_last_rise", "far_return_rise", "neighbours_below_return",
+                  "return_trend", "return_over_rest", "dimension", "neighbours_1")
+CHAOS_NUMBERS = tuple(n for n in NAMES if n.startswith((
+    "lag_", "rest_", "neighbours", "determinism", "theiler", "return", "far_", "shorter", "step_return", "dimension",
+    "memory", "peak", "turn_", "late_step")))
+LONGEST_WINDOW = 256  # only the last so many steps are looked at
+SHORTEST = 16
+FARTHEST_RETURN = 0.3  # of the typical squared distance: beyond, noise would be above half of the orbit's amplitude
+_NEGLIGIBLE = 1e-3  # probability of recurrence below which it does not matter which kind it would be
+_CLIP = 99.0
+_TINY, _HUGE = 1e-60, 1e60  # distances from the last state
+_AT_REST = 1e-300  # what the kernel gives instead of a late amplitude of 0
+_FILE = Path(__file__).with_name("regime_model.npz")
+
+
+def orbit_numbers(trajectories: Trajectories, *, longest_period: int | None = None) -> np.ndarray:
+    """The numbers (n_orbits, len(NAMES)) of each orbit; 0 where it has fewer than `SHORTEST` finite steps.
+
+    They are computed once and shared by the analyzers of these trajectories.
+
+    Args:
+        trajectories: orbits.
+        longest_period: of the profile of returns; by default a third of the finite steps.
+    """
+    key = f"regime numbers {longest_period}"
+    if key in trajectories.derived:
+        return trajectories.derived[key]
+    found, lengths = distances(trajectories), trajectories.lengths
+    numbers = np.zeros((trajectories.n_orbits, len(NAMES)))
+    squared, sizes = found.squared, np.fmax.reduce(found.from_last(), axis=1)
+    far = np.isfinite(sizes) & (sizes > 0) & ((sizes < _TINY) | (sizes > _HUGE))
+    exponents = np.where(far, np.frexp(np.where(far, sizes, 1.0))[1], 0)
+    if far.any():  # fourth powers of distances must stay within float64
+        squared = np.ldexp(squared, -2 * exponents[:, None, None])
+    for length in np.unique(lengths[lengths >= SHORTEST]):
+        regime_numbers(squared, np.where(lengths == length, lengths, 0), LONGEST_WINDOW,
+                       length // 3 if longest_period is None else int(longest_period),
+                       *_windows(min(int(length), LONGEST_WINDOW)), numbers)
+    end = found.norms[np.arange(len(numbers)), np.maximum(lengths - 1, 0)]
+    spacing = max(trajectories.resolution, torch.finfo(trajectories.states.dtype).eps) * np.nan_to_num(end)
+    with np.errstate(divide="ignore"):  # one that rests in 0 has no spacing, but it rests
+        late = 0.5 * np.log10(numbers[:, 0]) + exponents * np.log10(2) - np.log10(np.maximum(spacing, 1e-300))
+    numbers[:, 0] = np.where(numbers[:, 0] > _AT_REST, late, -_CLIP)
+    numbers = np.clip(np.nan_to_num(numbers, posinf=_CLIP, neginf=-_CLIP), -_CLIP, _CLIP)
+    numbers[lengths < SHORTEST] = 0
+    trajectories.derived[key] = numbers
+    return numbers
+
+
+@functools.lru_cache(maxsize=64)
+def _windows(n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    w = n_steps - n_steps // 4
+    n = FREQUENCIES_A_STEP * w
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(w) + 0.5) / w)
+    return hann, np.cos(2 * np.pi * np.outer(np.arange(1, n + 1) / (2 * n), np.arange(w)))
+
+
+@functools.lru_cache(maxsize=1)
+def _model() -> dict[str, np.ndarray]:
+    with np.load(_FILE) as stored:
+        return dict(stored)
+
+
+def _stage(name: str, numbers: np.ndarray) -> np.ndarray:
+    model = _model()
+    part = [model[f"{name}_{what}"] for what in ("columns", "feature", "threshold", "left", "right", "value", "roots")]
+    base = model[f"{name}_base"]
+    sums = np.repeat(base[None], len(numbers), axis=0)
+    tree_sums(numbers, *part, len(base), sums)
+    return probabilities(sums)
+
+
+def regime_probabilities(trajectories: Trajectories, *, longest_period: int | None = None) -> np.ndarray:
+    """Probability of every member of `REGIMES`, (n_orbits, len(REGIMES)); meaningless below `SHORTEST` steps."""
+    key = f"regime probabilities {longest_period}"
+    if key not in trajectories.derived:
+        numbers = orbit_numbers(trajectories, longest_period=longest_period)
+        kind = dict(zip(KINDS, _stage("kind", numbers).T, strict=True))
+        may = (numbers[:, NAMES.index("period")] >= 2) & \
+            (10 ** numbers[:, NAMES.index("return_1")] < FARTHEST_RETURN)
+        period, quasi = np.zeros(len(numbers)), np.zeros(len(numbers))
+        recurs = kind["recurrent"] > _NEGLIGIBLE
+        if (recurs & may).any():
+            period[recurs & may] = _stage("period", numbers[recurs & may])[:, 1]
+        if recurs.any():
+            quasi[recurs] = _stage("chaos", numbers[recurs])[:, 1]
+        found = {**kind, "orbit": kind["recurrent"] * period,
+                 "quasi-periodic": kind["recurrent"] * (1 - period) * quasi,
+                 "chaotic": kind["recurrent"] * (1 - period) * (1 - quasi)}
+        trajectories.derived[key] = np.column_stack([found[regime] for regime in REGIMES])
+    return trajectories.derived[key]
