@@ -33,7 +33,7 @@ def condition(rng):
     return {"noise": float(rng.choice([0, 0, 0.003, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2])), "dtype": dtype,
             "offset": float(rng.choice([0, 1, 3, 10, 20] if dtype == "float32" else [0, 1, 3, 10])),
             "dim": int(rng.choice([256, 64, 16, 4], p=[0.7, 0.1, 0.1, 0.1])),
-            "massive": float(rng.choice([1, 1, 1, 10]))}
+            "massive": float(rng.choice([1, 1, 1, 10])), "uneven": float(rng.choice([0, 0, 0, 1, 2]))}
 
 
 def rows_of(family, n_steps, n_batches, batch, seed, work):

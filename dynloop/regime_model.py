@@ -29,6 +29,17 @@ CHAOS_NUMBERS = tuple(n for n in NAMES if n.startswith((
 LONGEST_WINDOW = 256  # only the last so many steps are looked at
 SHORTEST = 16
 FARTHEST_RETURN = 0.3  # of the typical squared distance: beyond, noise would be above half of the orbit's amplitude
+_CONTRACTS = (REGIMES.index("fixed point"), REGIMES.index("converging"))
+_LASTING = ("orbit", "quasi-periodic", "slider", "chaotic")
+_TRENDS = ("converging", "slider", "diverging")
+# log10 of late amplitude over the format's spacing
+_ROUNDING = -0.5  # what rounding alone may do to a state at rest
+_NEAR_SPACING, _NEAR_SPACING_DRIFT = 0.9, 0.5  # what rounding within a loop may do to an orbit, or to a drift
+_BEYOND_DOUBT = 0.98  # confidence that a lasting regime needs after a start from afar
+_CAME_FROM_AFAR = 0.7  # log10 of start over late squared amplitude
+# log10 of what energy and squared steps may both lose from the third to the last quarter: a spiral at .99 a step loses
+# .28 in 128 steps
+_MOST_FADING = {**dict.fromkeys(REGIMES, np.inf), "orbit": 0.25, "quasi-periodic": 0.25, "chaotic": 0.5}
 _NEGLIGIBLE = 1e-3  # probability of recurrence below which it does not matter which kind it would be
 _CLIP = 99.0
 _TINY, _HUGE = 1e-60, 1e60  # distances from the last state
@@ -43,7 +54,8 @@ def orbit_numbers(trajectories: Trajectories, *, longest_period: int | None = No
 
     Args:
         trajectories: orbits.
-        longest_period: of the profile of returns; by default a third of the finite steps.
+        longest_period: of the profile of returns, which is then taken from all steps; by default it is taken from the
+            last `LONGEST_WINDOW`, up to a third of them.
     """
     key = f"regime numbers {longest_period}"
     if key in trajectories.derived:
@@ -57,7 +69,7 @@ def orbit_numbers(trajectories: Trajectories, *, longest_period: int | None = No
         squared = np.ldexp(squared, -2 * exponents[:, None, None])
     for length in np.unique(lengths[lengths >= SHORTEST]):
         regime_numbers(squared, np.where(lengths == length, lengths, 0), LONGEST_WINDOW,
-                       length // 3 if longest_period is None else int(longest_period),
+                       LONGEST_WINDOW if longest_period is None else length, int(longest_period or length),
                        *_windows(min(int(length), LONGEST_WINDOW)), numbers)
     end = found.norms[np.arange(len(numbers)), np.maximum(lengths - 1, 0)]
     spacing = max(trajectories.resolution, torch.finfo(trajectories.states.dtype).eps) * np.nan_to_num(end)
@@ -112,3 +124,40 @@ def regime_probabilities(trajectories: Trajectories, *, longest_period: int | No
                  "chaotic": kind["recurrent"] * (1 - period) * (1 - quasi)}
         trajectories.derived[key] = np.column_stack([found[regime] for regime in REGIMES])
     return trajectories.derived[key]
+
+
+def verdicts(trajectories: Trajectories, least_confidence: float, *,
+             longest_period: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The regime of every orbit, (n_orbits,) texts, and its confidence, (n_orbits,); "" and NaN below `SHORTEST` steps.
+
+    The likeliest regime is named, and "undetermined" where it is too unlikely or where it may not last: a recurrent
+    orbit must not fade; one that came from afar, as contractions do, must be beyond doubt, and not so near the number
+    format's spacing that rounding may move it.
+    Between "fixed point" and "converging" lies a convention and no doubt: the two share their confidence.
+    """
+    numbers = orbit_numbers(trajectories, longest_period=longest_period)
+    likely = regime_probabilities(trajectories, longest_period=longest_period)
+    best, confidence = likely.argmax(1), likely.max(1)
+    contracts = np.isin(best, _CONTRACTS)
+    confidence[contracts] = likely[contracts][:, _CONTRACTS].sum(1)
+    late, start = numbers[:, NAMES.index("late_over_spacing")], numbers[:, NAMES.index("start")]
+    named = np.array(REGIMES)[best]
+    lasts_from_afar = np.isin(named, _LASTING) & (start > _CAME_FROM_AFAR)  # as every contraction does
+    near = late < np.where(named == "slider", _NEAR_SPACING_DRIFT, _NEAR_SPACING)
+    unsure = (confidence < np.where(lasts_from_afar, max(least_confidence, _BEYOND_DOUBT), least_confidence)) | \
+        (lasts_from_afar & near) | (_fading(numbers) > [_MOST_FADING[r] for r in named])
+    named[unsure] = "undetermined"
+    resting = (late < _ROUNDING) | ((late < 0) & ~np.isin(named, _TRENDS))
+    named[resting], confidence[resting] = "fixed point", 1.0
+    short = trajectories.lengths < SHORTEST
+    named[short], confidence[short] = "", np.nan
+    return named, confidence
+
+
+def _fading(numbers: np.ndarray) -> np.ndarray:
+    """By how many powers of ten energy and squared steps both fall from the third to the last quarter, (n,)."""
+    falls = []
+    for kind in ("energy", "step"):
+        blocks = numbers[:, [NAMES.index(f"{kind}_{b}") for b in range(4, 8)]]
+        falls.append((blocks[:, :2].sum(1) - blocks[:, 2:].sum(1)) / 2)
+    return np.minimum(*falls)

@@ -108,15 +108,16 @@ def slow_real_modes(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarra
 
 @_family("converging")
 def slow_spiral(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarray:
-    rho = rng.uniform(0.08, 0.6, n) ** (1 / n_steps)
-    return _linear((rho * np.exp(1j * rng.uniform(0.02, np.pi, n)))[:, None], n_steps, rng)
+    rho = rng.uniform(0.08, 0.95, n) ** (1 / n_steps)
+    angle = np.where(rng.random(n) < 0.2, np.pi, rng.uniform(0.02, np.pi, n))
+    return _linear((rho * np.exp(1j * angle))[:, None], n_steps, rng)
 
 
 def _onto(limit: np.ndarray, rng: np.random.Generator, period: Any = 0) -> np.ndarray:
     """Add a transient, in directions of its own, to 3 of 4 orbits; three periods, or half the record, are left."""
     n, n_steps, d = limit.shape
     scale = np.sqrt(((limit - limit.mean(1, keepdims=True)) ** 2).sum(2).mean(1))
-    size = scale * rng.choice([0, 0.5, 3, 8], n)
+    size = scale * rng.choice([0, 0.5, 3, 10, 100, 1000], n, p=[0.25, 0.2, 0.2, 0.15, 0.1, 0.1])
     room = np.minimum(0.45, 1 - 3 * np.broadcast_to(period, n) / n_steps)
     size[room < 0.03] = 0
     time = n_steps * np.maximum(rng.uniform(0.07, 1, n) * room, 0.01)  # until a fiftieth of the limit's extent is left
@@ -132,7 +133,7 @@ def random_cycle(n: int, n_steps: int, rng: np.random.Generator) -> tuple[np.nda
     """Random points, visited in turn."""
     period = rng.integers(2, n_steps // 3 + 1, n)
     short = rng.random(n) < 0.5
-    period[short] = rng.integers(2, 9, short.sum())
+    period[short] = rng.integers(2, min(9, n_steps // 3 + 1), short.sum())
     points = rng.normal(size=(n, period.max(), 12))
     at = (rng.integers(0, 1000, (n, 1)) + np.arange(n_steps)) % period[:, None]
     return _onto(np.take_along_axis(points, at[:, :, None], axis=1), rng, period), period
@@ -143,7 +144,7 @@ def smooth_cycle(n: int, n_steps: int, rng: np.random.Generator) -> tuple[np.nda
     """Points on a closed curve with harmonics, visited q apart."""
     period = rng.integers(2, n_steps // 3 + 1, n)
     short = rng.random(n) < 0.5
-    period[short] = rng.integers(2, 13, short.sum())
+    period[short] = rng.integers(2, min(13, n_steps // 3 + 1), short.sum())
     around = np.array([rng.choice([q for q in range(1, max(2, p)) if np.gcd(q, p) == 1]) for p in period])
     around = np.where(rng.random(n) < 0.5, 1, around)
     phase = 2 * np.pi * (rng.random((n, 1)) + np.arange(n_steps) * (around / period)[:, None])
@@ -250,11 +251,11 @@ def ballistic(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarray:
 
 @_family("slider")
 def wobbling_drift(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarray:
-    """A constant drift with a cycle on top, of up to a third of its length."""
+    """A constant drift with a cycle on top, as large as the drift is long at most."""
     t = np.arange(n_steps)
     turns = np.where(rng.random((n, 1)) < 0.5, rng.uniform(0.03, 0.5, (n, 1)), 1 / rng.integers(2, 13, (n, 1)))
     phase = 2 * np.pi * (rng.random((n, 1)) + turns * t)
-    size = rng.uniform(0, 0.33, (n, 1)) ** 2 * 3 * n_steps
+    size = rng.uniform(0, 1, (n, 1)) ** 2 * n_steps
     return np.stack([t * np.ones((n, 1)), size * np.cos(phase), size * np.sin(phase)], axis=2)
 
 
@@ -373,7 +374,8 @@ def random_walk(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarray:
 def autoregressive(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarray:
     """AR(1), real or turning: a noisy relaxation, or a noise-driven spiral."""
     d = int(rng.choice([1, 2, 8, 32]))
-    rho = rng.uniform(0.3, 0.98, n) * np.exp(1j * np.where(rng.random(n) < 0.6, 0, rng.uniform(0.1, np.pi, n)))
+    rho = np.where(rng.random(n) < 0.5, rng.uniform(0.3, 0.95, n), rng.uniform(0.95, 0.995, n))
+    rho = rho * np.exp(1j * rng.choice([0, np.pi, 1], n, p=[0.45, 0.1, 0.45]) * rng.uniform(0.1, 1, n))
     e = rng.normal(size=(n, n_steps + 200, d)) + 1j * rng.normal(size=(n, n_steps + 200, d))
     z = np.zeros((n, d), complex)
     states = np.empty((n, n_steps, d))
@@ -554,6 +556,26 @@ def coloured_noise(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarray
 
 
 @_family("undetermined")
+def slow_approach(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarray:
+    """Towards a cycle or a rotation, not there yet: 5 to 40 % of its extent are left to go at the end."""
+    turns = np.where(rng.random((n, 1)) < 0.5, 1 / rng.integers(2, 13, (n, 1)), rng.uniform(0.05, 0.5, (n, 1)))
+    limit = _curve(2 * np.pi * (rng.random((n, 1)) + turns * np.arange(n_steps)), rng, n_harmonics=2)
+    left, start = rng.uniform(0.05, 0.4, (n, 1)), 10 ** rng.uniform(0.3, 1.5, (n, 1))
+    away = start * (left / start) ** (np.arange(n_steps) / n_steps)
+    return np.concatenate([limit, away[:, :, None]], axis=2)
+
+
+@_family("undetermined")
+def wandering_clock(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarray:
+    """A closed curve whose phase diffuses, or whose frequency slides."""
+    t = np.arange(n_steps)
+    diffusion = rng.uniform(0.01, 0.06, (n, 1)) * rng.normal(size=(n, n_steps)).cumsum(1)
+    chirp = rng.uniform(1, 8, (n, 1)) * (t / n_steps) ** 2
+    turns = rng.uniform(0.03, 0.4, (n, 1)) * t + np.where(rng.random((n, 1)) < 0.5, diffusion, chirp)
+    return _curve(2 * np.pi * turns, rng, n_harmonics=2)
+
+
+@_family("undetermined")
 def short_arc(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarray:
     """Less than about one turn of a circle: a drift, a period, who knows."""
     turns = rng.uniform(0.25, 1.1, (n, 1))
@@ -561,12 +583,13 @@ def short_arc(n: int, n_steps: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def record(family: str, n: int, n_steps: int, rng: Any = 0, *, dim: int = 256, noise: float = 0.0,
-           offset: float = 3.0, massive: float = 1.0, dtype: str = "float32") -> tuple[Any, np.ndarray]:
+           offset: float = 3.0, massive: float = 1.0, uneven: float = 0.0,
+           dtype: str = "float32") -> tuple[Any, np.ndarray]:
     """`Trajectories` of n orbits of a family as a model would leave them, and their planted periods.
 
     Unit amplitude in a random frame of `dim` dimensions, an offset of that many amplitudes in a direction of its own
-    for each orbit, three of its coordinates `massive` times larger, isotropic noise whose rms norm is that share of the
-    amplitude, and rounding. The amplitude is the rms distance from the mean over the second half of the record; in
+    for each orbit, three of its coordinates `massive` times larger, noise whose rms norm is that share of the
+    amplitude, alike in all coordinates unless `uneven` (the spread of the logarithms of its scales), and rounding. The amplitude is the rms distance from the mean over the second half of the record; in
     families that do not recur, half the distance of the first state from the last where that is larger.
     """
     import torch
@@ -583,7 +606,7 @@ def record(family: str, n: int, n_steps: int, rng: Any = 0, *, dim: int = 256, n
     size = np.sqrt(((late - late.mean(1, keepdims=True)) ** 2).sum(2).mean(1))
     if FAMILIES[family][0] not in ("orbit", "quasi-periodic", "chaotic"):
         size = np.maximum(size, np.sqrt(((latent[:, 0] - latent[:, -1]) ** 2).sum(1)) / 2)
-    latent = (latent - latent.mean(1, keepdims=True)) / np.maximum(size, 1e-300)[:, None, None]
+    latent = (latent - late.mean(1, keepdims=True)) / np.maximum(size, 1e-300)[:, None, None]
     frame = np.linalg.qr(rng.normal(size=(dim, d)))[0].T
     wide = np.float64 if dtype == "float64" else np.float32
     states = latent.astype(wide) @ frame.astype(wide)
@@ -592,5 +615,7 @@ def record(family: str, n: int, n_steps: int, rng: Any = 0, *, dim: int = 256, n
     shift[:, :, :3] *= wide(massive)
     states += wide(offset) * shift
     if noise:
-        states += rng.standard_normal(states.shape, dtype=wide) * wide(noise / np.sqrt(dim))
+        scales = np.exp(uneven * rng.normal(size=dim)) if uneven else np.ones(dim)
+        scales *= noise / np.sqrt((scales**2).sum())
+        states += rng.standard_normal(states.shape, dtype=wide) * scales.astype(wide)
     return Trajectories(torch.from_numpy(states).to(getattr(torch, dtype))), period

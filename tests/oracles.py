@@ -448,16 +448,195 @@ def mode_design(modes, times):
     return np.stack(columns, axis=1)
 
 
-def mode_fit(states, modes, ahead):
-    """What powers of modes leave of states (L, dim), (L, dim), and the state that they expect `ahead` of the first."""
+def mode_fit(states, modes):
+    """What powers of modes leave of states (L, dim), (L, dim)."""
     x = np.asarray(states, dtype=np.float64)
     design = mode_design(modes, range(len(x)))
-    amplitudes, *_ = np.linalg.lstsq(design, x, rcond=None)
-    return x - design @ amplitudes, mode_design(modes, [ahead])[0] @ amplitudes
+    return x - design @ np.linalg.lstsq(design, x, rcond=None)[0]
 
 
 def mode_support(states, modes):
     """Energy that each mode explains beyond what all others do, per column of the fit."""
-    whole = (mode_fit(states, modes, 0)[0] ** 2).sum()
-    without = [(mode_fit(states, [*modes[:k], *modes[k + 1:]], 0)[0] ** 2).sum() for k in range(len(modes))]
+    whole = (mode_fit(states, modes) ** 2).sum()
+    without = [(mode_fit(states, [*modes[:k], *modes[k + 1:]]) ** 2).sum() for k in range(len(modes))]
     return [(energy - whole) / (1 if np.imag(m) == 0 else 2) for energy, m in zip(without, modes, strict=True)]
+
+
+def evenly(count, stop):
+    """About `count` whole numbers from 0 to stop - 1, evenly spaced."""
+    count = min(count, stop)
+    return np.arange(count) * (stop - 1) // max(count - 1, 1)
+
+
+def middle_mean(values):
+    """Mean of what lies between the quartiles."""
+    values, quarter = np.sort(values), len(values) // 4
+    return values[quarter:len(values) - quarter].mean()
+
+
+def to_segment(d2, p, q):
+    """Squared distance of state p to the segment from state q to q + 1, from squared distances."""
+    start, end, length = d2[p, q], d2[p, q + 1], d2[q, q + 1]
+    share = np.clip((start + length - end) / (2 * length), 0, 1) if length > 0 else 0
+    return max(start, 0) if share == 0 else end if share == 1 else max(start - share**2 * length, 0)
+
+
+def parted(d2, i, j, ahead, shift, floor):
+    """Log distance of the pair (i, j) after each of `ahead` steps; with a shift, from the segments near j."""
+    logs, at = [], 0
+    for k in ahead:
+        value = d2[i + k, j + k]
+        if shift:
+            first, last = max(-shift, -(j + k)), min(shift, len(d2) - 2 - (j + k))
+            at = min(max(at, first), last)
+            value = to_segment(d2, i + k, j + k + at)
+            for way in (1, -1):
+                while first <= at + way <= last and to_segment(d2, i + k, j + k + at + way) <= value:
+                    at += way
+                    value = to_segment(d2, i + k, j + k + at)
+        logs.append(math.log(max(value, floor)) / 2)
+    return np.array(logs)
+
+
+def levels_off(curve, ahead, start):
+    """First point of a divergence curve from which half as many steps again gain less than .2, and the level there."""
+    later = np.flatnonzero(ahead >= start)
+    for a in later:
+        if curve[a] - curve[later[0]:a + 1].min() >= 1 and ahead[-1] >= 1.5 * ahead[a]:
+            next_half = curve[a:][ahead[a:] <= 1.5 * ahead[a] + 1]
+            if next_half.max() - curve[a] < 0.2:
+                return a, next_half.mean()
+    return None, math.nan
+
+
+def pair_error(influence, i, j, stop, n_blocks=8):
+    """Standard error of a sum over pairs (i, j); two pairs that share an eighth of the record are dependent."""
+    i, j = np.asarray(i) * n_blocks // stop, np.asarray(j) * n_blocks // stop
+    dyads = {}
+    for pair in zip(np.minimum(i, j).tolist(), np.maximum(i, j).tolist(), influence, strict=True):
+        dyads[pair[:2]] = dyads.get(pair[:2], 0) + pair[2]
+    total = sum(a * b for one, a in dyads.items() for other, b in dyads.items() if set(one) & set(other))
+    return math.sqrt(max(total, sum(a * a for a in dyads.values())) * n_blocks / (n_blocks - 1))
+
+
+def lyapunov_from_data(states, resolution, method="rosenstein", delays=0, theiler_window=None):
+    """Why there is no exponent, or ("fitted", slope, half width, first and last step, growth); then the window, level
+    and curve, as far as they are known."""
+    x = np.asarray(states, dtype=np.float64)
+    floor = max(resolution**2 * (x**2).sum(1).mean() * (delays + 1), 1e-300)
+    length = len(x) - delays
+    if length < 100:
+        return ("too few steps",)
+    d2 = pairwise(x) ** 2
+    d2 = sum(d2[back:back + length, back:back + length] for back in range(delays + 1))
+    reach = length // 8
+    stop = length - reach
+    rows, columns = evenly(32, length)[:, None], evenly(64, length)[None]
+    scale = np.median(d2[rows, columns][rows != columns])
+    if not 16 * floor < scale < np.inf:
+        return ("at rest",)
+    profile = np.array([np.median(d2[evenly(64, stop), evenly(64, stop) + lag]) for lag in range(reach + 1)])
+    grown = [lag for lag in range(1, reach + 1) if profile[lag] >= scale / 2]
+    if not grown or grown[0] > reach // 2:
+        return ("not recurrent",)
+    decay = grown[0]
+    period = next((lag for lag in range(decay, reach + 1) if profile[lag] < 0.7 * profile[decay:lag + 1].max()), 0)
+    while 0 < period < reach and profile[period + 1] < profile[period]:
+        period += 1
+    t = np.arange(1, length - 1)
+    straight = np.median((d2[t - 1, t + 1] - d2[t - 1, t] - d2[t, t + 1])
+                         / (2 * np.sqrt(d2[t - 1, t] * d2[t, t + 1]) + 1e-300))
+    flow, turn = decay > 2 or straight > 0.9, max(period, 2 * decay)
+    if flow and length < 60 * max(period, decay):
+        return ("too few turns",)
+    window = theiler_window or max(2, decay, period if flow and period <= reach // 2 else 0)
+    start = max(1, turn // 2) if flow else 1
+    if stop <= 2 * window + 1:
+        return ("too few steps",)
+
+    pairs = []
+    for i in range(stop):
+        near = []
+        for j in sorted(range(stop), key=lambda j, i=i: d2[i, j]):
+            if abs(i - j) > window and all(abs(j - other) > window for other in near):
+                near.append(j)
+            if len(near) == (5 if method == "kantz" else 1):
+                break
+        pairs.append(near)
+    if method == "kantz":
+        radius = np.median([d2[i, near[0]] for i, near in enumerate(pairs)])
+        pairs = [[j for j in near if d2[i, j] <= radius] for i, near in enumerate(pairs)]
+    known = [i for i in range(stop) if pairs[i]]
+
+    def curve_of(references, ahead, shift):
+        """Log distances (references, ahead): of one neighbour, or of the mean over several."""
+        logs = [[parted(d2, i, j, ahead, shift, floor) for j in pairs[i]] for i in references]
+        return np.array([one[0] if method == "rosenstein" else np.log(np.maximum(np.mean(np.exp(one), axis=0),
+                                                                                 math.sqrt(floor))) for one in logs])
+
+    rows, columns = np.broadcast_arrays(evenly(32, length)[:, None], evenly(64, length)[None])
+    far = abs(rows - columns) > window
+    level = middle_mean(0.5 * np.log(np.maximum(d2[rows[far], columns[far]], floor)))
+    scouts = [known[a] for a in evenly(128, len(known))]
+    shift, now = 0, np.array([0])
+    if straight > 0.9:
+        shift = max(2, turn // 2)
+        if np.median(curve_of(scouts, now, shift) - curve_of(scouts, now, 0)) <= -2.3:
+            shift = 0
+    ahead = [0]
+    while max(ahead[-1] + 1, ahead[-1] * 108 // 100) <= reach:
+        ahead.append(max(ahead[-1] + 1, ahead[-1] * 108 // 100))
+    ahead = np.array(ahead)
+    at, _ = levels_off(np.array([middle_mean(v) for v in curve_of(scouts, ahead, shift).T]), ahead, start)
+    last = reach if at is None else min(reach, 3 * ahead[at] // 2 + 2)
+    ahead = np.arange(0, last + 1, max(1, last // 40))
+    logs = curve_of(known, ahead, shift)
+    curve = np.array([middle_mean(v) for v in logs.T])
+    at, here = levels_off(curve, ahead, start)
+    level = level if at is None else min(level, here)
+
+    quarter = len(known) // 4
+    ordered = np.sort(logs, axis=0)
+    clipped = np.clip(logs, ordered[quarter], ordered[len(known) - 1 - quarter])
+    influence = (clipped - clipped.mean(0)) / (1 - 2 * quarter / len(known)) / len(known)
+    usable = np.flatnonzero(ahead >= start)
+    beyond = [a for a in usable if curve[a] > level - 0.7]
+    end = beyond[0] if beyond else len(ahead)
+    best, narrowest = None, math.inf
+    for first in usable[usable < end - 2]:
+        if curve[first] < math.log(16 * floor) / 2:
+            continue
+        for noise in np.array([0, 0.25, 0.5]) * math.exp(2 * curve[first]):
+            for stop_at in range(first + 3, end + 1):
+                k, seen = ahead[first:stop_at].astype(float), np.exp(2 * curve[first:stop_at])
+                if (seen <= 1.2 * noise).any():
+                    break
+                left = 1 - seen / math.exp(2 * level)
+                d = seen / left - noise
+                growth = (math.log(d[-1]) - math.log(d[0])) / 2
+                if growth < 1.2:
+                    continue
+                half = (len(k) + 1) // 2
+
+                def weights(part, k=k):
+                    w = np.zeros(len(k))
+                    w[part] = k[part] - k[part].mean()
+                    return w / (w @ w)
+
+                def error(w, first=first, stop_at=stop_at, seen=seen, left=left, d=d):
+                    each = influence[:, first:stop_at] @ (w * seen / (left**2 * d))
+                    spread = [(each[r] / len(pairs[i]), i, j) for r, i in enumerate(known) for j in pairs[i]]
+                    return pair_error(*zip(*spread, strict=True), stop)
+
+                whole, early, late = (weights(p) for p in (slice(None), slice(0, len(k) - half + 1),
+                                                           slice(half - 1, None)))
+                slope, apart = whole @ np.log(d) / 2, abs((early - late) @ np.log(d)) / 2
+                if slope <= 0 or apart > max(0.1 * slope, min(2 * error(early - late), 0.35 * slope)):
+                    continue
+                width = math.sqrt((2.3646 * error(whole)) ** 2 + apart**2 + (0.25 / (k[-1] - k[0])) ** 2)
+                if width * (1.5 if noise else 1) < narrowest:
+                    narrowest = width * (1.5 if noise else 1)
+                    best = ("fitted", slope, width, ahead[first], ahead[stop_at - 1], growth)
+    if best is None:
+        best = ("no neighbours" if curve[0] > level - 2 else "no plateau", *[math.nan] * 5)
+    return *best, window, level, dict(zip(ahead.tolist(), curve, strict=True))

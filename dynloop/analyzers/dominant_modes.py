@@ -14,7 +14,6 @@ _FORMAT_FLOOR = 0.3  # rounding a state moves it by about this many spacings, re
 _AT_FLOOR = 8.0  # a floor of up to this many spacings is the number format's; above, the orbit itself moves
 _STILL_MOVING = 8.0  # a floor of noise keeps the states within this many steps of the last one
 _AFTER_FLOOR = 8  # noise may be averaged: twice the steps to its floor, and this many, are of use
-_LIMIT_SPACINGS = 4.0  # rounding stops an orbit at most about this many spacings from its limit
 _BLUR = 16 * 2.0**-52  # products are sums of distances, and less exact than these where one state is far away
 _DECAY = 0.5  # 1 - rho times the steps used: below, a mode has hardly decayed
 _EXACT = 1e-3  # of 1 - rho: a doubt that needs no later start of the regime
@@ -32,9 +31,10 @@ def dominant_modes(trajectories: Trajectories, *, n_modes: int = 4, max_rank: in
       `contraction_rate`), and, where the floor is one of noise, which averages out, as many again;
     * for each rank up to `max_rank`, least squares fit the map y[t + 1] = Phi y[t] + b to the leading principal
       components of the states; its eigenvalues are those of the decomposition of differences of that rank;
-    * rank = the least of L ln(squares left) + q rank, with q from the chi-squared law of noise of the dimension seen;
+    * rank = the least of n ln(squares left) + (1 + q) rank over n states; q is the upper quantile (one in 30,000) of
+      chi-squared over its degrees of freedom, as many as noise seems to have dimensions;
     * the multipliers are then moved to where their powers fit the orbit itself best, and those are taken out that
-      explain no more than noise would (one chance in 30,000 each);
+      explain less than q times what a power of noise would;
     * where more is left of the early states than of the late ones, or what is left is a smooth curve, there are faster
       modes than `max_rank` can hold: the regime then starts later, a quarter at a time, until they have died out.
 
@@ -145,19 +145,17 @@ def _modes(products: np.ndarray, steps: np.ndarray, away: np.ndarray, floor: flo
         longer = 2 * reached + _AFTER_FLOOR
         ends = {min(stop, v) for v in (longer if moving else reached + 2, longer, stop)}
         moving &= bool(np.median(away[quarter:m]) > _STILL_MOVING * floor)
-    size = float(products.diagonal().max())
-    rounding = grain**2 + 1e-4 * blur * size
-    reach = max(0.0 if np.isnan(floor) else floor_factor * floor, _LIMIT_SPACINGS * grain) ** 2 + blur * size
+    rounding = grain**2 + 1e-4 * blur * float(products.diagonal().max())
     first: tuple | None = None  # what the whole regime gives
     for end in sorted(ends):
         start, best = 0, None
         while end - start >= least:
             length = end - start
             stretch = np.ascontiguousarray(products[start:end, start:end])
-            modes, errors, about = window_modes(stretch, max_rank, blur, rounding, m - start)
+            modes, errors, about = window_modes(stretch, max_rank, blur, rounding)
             if len(modes) == 0:
                 break
-            rank, spread, total, left, early, late, correlation, gap, _ = about
+            rank, spread, total, left, early, late, correlation, _ = about
             share = np.sqrt(left / total)
             invisible = left <= 4 * (length * rounding + blur * total)  # rounding, of states or of distances
             even = early <= 4 * late + 4 * (length // 3) * rounding and correlation <= 0.25
@@ -168,15 +166,14 @@ def _modes(products: np.ndarray, steps: np.ndarray, away: np.ndarray, floor: flo
             first = first or found
             if (share <= _FAITHFUL and (invisible or even)) or (even and like_noise):
                 if best is None or doubt < best[0]:
-                    best = doubt, found, gap
+                    best = doubt, found
                 if (even and not invisible) or doubt <= _EXACT * abs(1 - np.abs(modes[0])):
                     break  # a later start could not better it
             elif best is not None:
                 break
             start += max(length // 4, 1)
-        if best is not None and (end == stop or best[2] <= reach):  # or it does not know where the late part lies
+        if best is not None:
             break
-        best = None
     if first is None:
         return Outcome.NOT_CONVERGED if moving else Outcome.NOT_FOUND, products[0, :0], ()
     modes, numbers = first if best is None else best[1]

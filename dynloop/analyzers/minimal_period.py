@@ -9,7 +9,7 @@ from dynloop.outcome import Outcome
 from dynloop.settings import check_number, check_whole
 from dynloop.trajectories import Trajectories
 
-_LEAST_PROBABILITY = 0.95
+_LEAST_CONFIDENCE = 0.95
 _MOVING = ("converging", "slider", "diverging")
 
 
@@ -66,39 +66,34 @@ def minimal_period(trajectories: Trajectories, *, max_period: int | None = None,
     check_number("significance", significance, lambda v: 0 < v < 1, "a p-value above 0 and below 1 (the default is "
                                                                     "0.001)")
     from dynloop.kernels.regime import NAMES  # numba loads on first use
-    from dynloop.regime_model import REGIMES, SHORTEST, orbit_numbers, regime_probabilities
+    from dynloop.regime_model import LONGEST_WINDOW, SHORTEST, orbit_numbers, verdicts
 
     lengths, diverged, n = trajectories.lengths, trajectories.diverged, trajectories.n_orbits
+    longest = max_period
+    if max_period is None and trajectories.n_steps > LONGEST_WINDOW:
+        longest = trajectories.n_steps // 3  # the regime looks no farther back than its window, a period may
+    regime, _ = verdicts(trajectories, _LEAST_CONFIDENCE, longest_period=longest)
+    candidates = orbit_numbers(trajectories, longest_period=longest)[:, NAMES.index("period")].astype(int)
     period, p_value, distance = (np.full(n, np.nan) for _ in range(3))
-    outcomes = np.full(n, Outcome.TOO_SHORT, dtype=object)
-    outcomes[diverged] = Outcome.NOT_FINITE
-    rows = np.flatnonzero((lengths >= SHORTEST) & ~diverged)
-    if len(rows):
-        outcomes[rows] = Outcome.NOT_FOUND
-        squared = distances(trajectories).squared
-        numbers = orbit_numbers(trajectories, longest_period=max_period)[rows]
-        likely = regime_probabilities(trajectories, longest_period=max_period)[rows]
-        chance = dict(zip(REGIMES, likely.T, strict=True))
-        resting = (numbers[:, NAMES.index("late_over_spacing")] < 0) | (chance["fixed point"] >= _LEAST_PROBABILITY)
-        moving = ~resting & np.isin(np.array(REGIMES)[likely.argmax(1)], _MOVING)
-        outcomes[rows[moving]] = Outcome.NOT_CONVERGED
-        for k, o in enumerate(rows):
-            own = squared[o, :lengths[o], :lengths[o]]
-            late = lengths[o] // 2
-            if resting[k]:
-                period[o], distance[o], outcomes[o] = 1, 1.0, Outcome.FOUND
-                p_value[o] = _p_value(own, own[late:, late:].sum() / ((lengths[o] - late) * (lengths[o] - late - 1)),
-                                      np.where(np.arange(lengths[o]) < late, 0, lengths[o] - late - 1))
-            elif chance["orbit"][k] >= _LEAST_PROBABILITY:
-                p = int(numbers[k, NAMES.index("period")])
-                first = min(lengths[o] - 3 * p, late)
-                own, t = own[first:, first:], np.arange(lengths[o] - first)
-                found = own.diagonal(p).mean()
-                tried = lengths[o] // 3 if max_period is None else min(max_period, lengths[o] // 3)
-                chance_of_it = min(1.0, tried * _p_value(own, found, 1 * (t >= p) + (t < len(t) - p)))
-                if chance_of_it <= significance:
-                    period[o], p_value[o], outcomes[o] = p, chance_of_it, Outcome.FOUND
-                    distance[o] = np.sqrt(found / (own.sum() / (len(t) * (len(t) - 1))))
+    outcomes = np.where(diverged, Outcome.NOT_FINITE, np.where(lengths < SHORTEST, Outcome.TOO_SHORT, np.where(
+        np.isin(regime, _MOVING), Outcome.NOT_CONVERGED, Outcome.NOT_FOUND)))
+    for o in np.flatnonzero(np.isin(regime, ("fixed point", "orbit")) & ~diverged):
+        own = distances(trajectories).squared[o, :lengths[o], :lengths[o]]
+        t, late = np.arange(lengths[o]), lengths[o] // 2
+        if regime[o] == "fixed point":
+            p, tried = 1, 1
+            found = own[late:, late:].sum() / ((lengths[o] - late) * (lengths[o] - late - 1))
+            degrees = np.where(t < late, 0, lengths[o] - late - 1)
+            limit = 1.0
+        else:
+            p, first = candidates[o], min(lengths[o] - 3 * candidates[o], late)
+            tried = min(longest or lengths[o], lengths[o] // 3)
+            own, t = own[first:, first:], t[first:] - first
+            found, degrees, limit = own.diagonal(p).mean(), 1 * (t >= p) + (t < len(t) - p), significance
+        chance = min(1.0, tried * _p_value(own, found, degrees))
+        if chance <= limit:
+            period[o], p_value[o], outcomes[o] = p, chance, Outcome.FOUND
+            distance[o] = 1.0 if p == 1 else np.sqrt(found / (own.sum() / (len(t) * (len(t) - 1))))
     return Measurement("minimal_period", {"period": period, "p_value": p_value, "return_distance": distance}, outcomes,
                        units={"period": "recurrences"},
                        settings={"max_period": max_period, "significance": significance}, labels=trajectories.labels)

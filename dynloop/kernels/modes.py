@@ -362,7 +362,7 @@ def centred(gram):
 
 
 @kernel
-def window_modes(gram, max_rank, blur, rounding, ahead):
+def window_modes(gram, max_rank, blur, rounding):
     """Modes of one stretch of an orbit.
 
     Args:
@@ -370,15 +370,14 @@ def window_modes(gram, max_rank, blur, rounding, ahead):
         max_rank: largest number of multipliers, conjugates counted.
         blur: relative error of the entries of `gram`.
         rounding: squared norm of the error of a state.
-        ahead: steps from the first state of the stretch to the origin, which was a later state of the orbit.
 
     Returns:
-        modes, largest modulus first, none where none stands out from noise; their standard errors; and (9,): rank;
+        modes, largest modulus first, none where none stands out from noise; their standard errors; and (8,): rank;
         spread of the slowest modulus across ranks; energy of the centred states; energy left; the same in the first and
-        in the last third; correlation of what is left at one step with the next; squared distance from the origin to
-        where the fit expects it; dimensions that the noise seems to have.
+        in the last third; correlation of what is left at one step with the next; dimensions that the noise seems to
+        have.
     """
-    length, about = len(gram), np.zeros(9)
+    length, about = len(gram), np.zeros(8)
     nothing = np.zeros(0, dtype=np.complex128), np.zeros(0), about
     products = centred(gram)
     total, size, n_first = 0.0, 0.0, length // 3
@@ -406,8 +405,8 @@ def window_modes(gram, max_rank, blur, rounding, ahead):
         for k in range(len(energies)):
             even -= energies[k] ** 2
         dimensions = 1.0 / max(even / spill**2 - 1.0 / max(length - 1 - len(energies), 1), 1e-4)
-    about[8] = min(max(dimensions, 1.0), 1e4)
-    needed = enough(about[8])
+    about[7] = min(max(dimensions, 1.0), 1e4)
+    needed = enough(about[7])
     n_ranks = min(max_rank, len(energies), (length - 2) // 2)
     same, later = one_step_products(courses)
     best, rank, n_tried = length * np.log(total + length * rounding), 0, 0
@@ -418,16 +417,16 @@ def window_modes(gram, max_rank, blur, rounding, ahead):
             found[r, k] = modes[k]
         n_found[r], n_tried = len(modes), r
         square = square_sum(fit(modes, scores)[5]) + spill * (length - 1 - r) / length + length * rounding
-        value = length * np.log(square) + needed * r
+        value = length * np.log(square) + (needed + 1.0) * r
         if value < best:
             best, rank = value, r
-        elif r >= rank + 3:  # a pair may need two ranks to show
+        elif r >= rank + 2:  # a pair needs two ranks to show
             break
     if rank == 0:
         return nothing
     modes, errors, n_steps = found[rank, :n_found[rank]].copy(), np.zeros(n_found[rank]), 0
     while True:
-        basis, first, q, lower, amplitudes, left = fit(modes, scores)
+        basis, first, _, lower, amplitudes, left = fit(modes, scores)
         noise = max((square_sum(left) + spill) / max(length - len(basis), 1), rounding)
         explained, shares = supports(modes, first, lower, amplitudes, length)
         worst, least = 0, np.inf
@@ -440,16 +439,12 @@ def window_modes(gram, max_rank, blur, rounding, ahead):
                 return nothing
             for k in range(worst, len(modes) - 1):
                 modes[k] = modes[k + 1]
-            modes = modes[:len(modes) - 1].copy()
+            modes, n_steps = modes[:len(modes) - 1].copy(), min(n_steps, 2)
         elif n_steps == 10:
             break
         else:
             n_steps = 2 if n_steps == 0 else 10  # near enough to see what has support; then to the end
             modes, errors = polished(modes, scores[:min(len(basis) - 1, len(scores))], n_steps)
-    # where the fit expects the origin, as a combination of the states of the stretch
-    far = solved(lower, np.ascontiguousarray(powers(modes, ahead + 1)[0][:, ahead:]))
-    weights = np.dot(far.T, q)
-    about[7] = np.dot(np.dot(weights, gram), weights.T)[0, 0]
     for k in range(1, len(modes)):  # by modulus, equal ones by angle
         for j in range(k, 0, -1):
             longer = np.abs(modes[j]) - np.abs(modes[j - 1])

@@ -129,7 +129,7 @@ def remove_line(gram, frequency):
     w = len(gram)
     q = np.zeros((2, w))
     for t in range(w):
-        angle = 2.0 * np.pi * frequency * (t - 0.5 * w)
+        angle = 2.0 * np.pi * frequency * (t - w // 2)  # whole steps: at frequency 1/2 the cosine is then 1 and -1
         q[0, t], q[1, t] = np.cos(angle), np.sin(angle)
     q[0] /= np.sqrt((q[0] * q[0]).sum())
     q[1] -= (q[0] * q[1]).sum() * q[0]
@@ -227,7 +227,7 @@ def _one_orbit(squared, whole, longest_period, hann, cosines, f):
     for b in range(BLOCKS):
         f[_ENERGY + b] = _log(energy[edges[b]:edges[b + 1]].mean() / own)
         s, c, n = 0.0, 0.0, 0
-        for i in range(edges[b], min(edges[b + 1], n_steps - 2)):
+        for i in range(min(edges[b], n_steps - 3), min(edges[b + 1], n_steps - 2)):
             s += squared[i, i + 1]
             c += 0.5 * (squared[i, i + 2] - squared[i, i + 1] - squared[i + 1, i + 2])
             n += 1
@@ -244,7 +244,7 @@ def _one_orbit(squared, whole, longest_period, hann, cosines, f):
     late_drift = max(between[4, 7] - 0.5 * (between[4, 4] + between[7, 7]), 0.0)
     f[_DRIFT] = np.log10(late_drift / own + 1e-6)
     f[_DRIFT + 1] = np.log10((moved[6] + def_own) / (moved[4] + def_own))
-    f[_DRIFT + 2] = late_drift / max(3 * (moved[4] + moved[5] + moved[6]), 1e-300)
+    f[_DRIFT + 2] = late_drift / max(3 * (moved[4] + moved[5] + moved[6]), 1e-9 * own)
     f[_DRIFT + 3] = np.log10(max(between[0, 7] - 0.5 * (between[0, 0] + between[7, 7]), 0.0) / own + 1e-6)
     early = max(between[1, 3] - 0.5 * (between[1, 1] + between[3, 3]), 0.0)
     f[_DRIFT + 4] = np.log10((early + def_own) / (max(between[5, 7] - 0.5 * (between[5, 5] + between[7, 7]), 0.0)
@@ -284,9 +284,12 @@ def _one_orbit(squared, whole, longest_period, hann, cosines, f):
             rest += gram[i, i]
         f[_REST + k] = np.log10(max(rest, 0.0) / max(trace, 1e-300) + 1e-9)
         if k == 1 or k == LINES - 1:
-            _, dimension, one, _ = gram_shape(gram)
             at = _REST_SHAPE + (0 if k == 1 else 2)
-            f[at], f[at + 1] = _log(dimension), one
+            if rest > 1e-9 * trace:  # else it is rounding, which has no shape
+                _, dimension, one, _ = gram_shape(gram)
+                f[at], f[at + 1] = _log(dimension), one
+            else:
+                f[at], f[at + 1] = 0.0, 0.0
     f[_REST_SHAPE + 4] = np.log10((out[1] + 1e-6) / (rest / max(trace, 1e-300) / (1 - 2 * LINES / w) + 1e-6))
     _neighbours(squared, scale, f)
     for k in range(3):
@@ -295,13 +298,14 @@ def _one_orbit(squared, whole, longest_period, hann, cosines, f):
 
 
 @kernel
-def regime_numbers(squared, lengths, longest_window, longest_period, hann, cosines, numbers):
+def regime_numbers(squared, lengths, longest_window, returns_window, longest_period, hann, cosines, numbers):
     """Fill the numbers of every orbit whose length is that of the window functions.
 
     Args:
         squared: (n, T, T) squared distances.
         lengths: (n,) finite steps.
-        longest_window: only the last so many steps are looked at, but for the returns.
+        longest_window: only the last so many steps are looked at,
+        returns_window: and so many for returns.
         longest_period: of returns, and at most a third of the steps.
         hann: (w,) window of the last three quarters of the steps looked at; orbits of other lengths are left out.
         cosines: (frequencies, w), cos(2 pi f k).
@@ -311,5 +315,6 @@ def regime_numbers(squared, lengths, longest_window, longest_period, hann, cosin
         last = lengths[o]
         n_steps = min(last, longest_window)
         if n_steps - n_steps // 4 == len(hann):
-            _one_orbit(squared[o, last - n_steps:last, last - n_steps:last], squared[o, :last, :last],
-                       min(longest_period, last // 3), hann, cosines, numbers[o])
+            w = min(last, returns_window)
+            _one_orbit(squared[o, last - n_steps:last, last - n_steps:last], squared[o, last - w:last, last - w:last],
+                       min(longest_period, w // 3), hann, cosines, numbers[o])
