@@ -527,7 +527,7 @@ def lyapunov_from_data(states, resolution, method="rosenstein", delays=0, theile
     length = len(x) - delays
     if length < 100:
         return ("too few steps",)
-    d2 = pairwise(x) ** 2
+    d2 = ((x[:, None] - x[None]) ** 2).sum(2)
     d2 = sum(d2[back:back + length, back:back + length] for back in range(delays + 1))
     reach = length // 8
     stop = length - reach
