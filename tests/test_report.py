@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dynloop import Outcome, Trajectories, capture, load, measure, open_store, save
-from dynloop.analyzers import contraction_rate, distance_to_limit, limit_regime_blayney
+from dynloop.analyzers import contraction_rate, distance_to_limit, limit_regime, limit_regime_blayney
 from dynloop.nano import shipped_prompts
 from dynloop.report import Report, build_report
 
@@ -112,7 +112,7 @@ def markdown_tables(text):
 
 
 def table_of(report, words):
-    table, = (t for t in report.tables + report.appendix if words in t.caption)
+    table, = (t for t in report.tables + report.appendix if t.caption.startswith(words))
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
 
 
@@ -227,15 +227,27 @@ def test_the_findings_hold_the_numbers_of_the_tables(report):
         assert cell in finding if cell != "none" else "no contraction rate can be measured" in finding
 
 
+def test_the_table_of_regimes_counts_what_the_analyzer_says(report, stores):
+    table, = (t for t in report.tables if t.caption == "Regimes")
+    for name, store in zip(MODELS, stores, strict=True):
+        regime = measure(store, [limit_regime])[0].select(layer=2)["regime"]
+        for row in (dict(zip(table.columns, row, strict=True)) for row in table.rows):
+            own = regime == row["regime"]
+            assert value(row[f"{name}, of tokens"]) == pytest.approx(100 * own.mean(), rel=0.01)
+            assert value(row[f"{name}, of prompts"]) == pytest.approx(100 * own.reshape(PROMPTS, -1).any(1).mean(),
+                                                                      rel=0.01)
+
+
 def test_what_became_of_every_orbit_adds_up(report, stores):
     rows = table_of(report, "What became of every orbit")
-    assert len({(row["model"], row["analyzer"]) for row in rows}) == 9
+    assert len({(row["model"], row["analyzer"]) for row in rows}) == 12
     for model, analyzer in {(row["model"], row["analyzer"]) for row in rows}:
         counts = {row["outcome"]: int(row["orbits"]) for row in rows
                   if (row["model"], row["analyzer"]) == (model, analyzer)}
         assert sum(counts.values()) == 2 * N
         source = stores[MODELS.index(model)]
-        function = {f.__name__: f for f in (contraction_rate, distance_to_limit, limit_regime_blayney)}[analyzer]
+        function = {f.__name__: f for f in (contraction_rate, distance_to_limit, limit_regime,
+                                             limit_regime_blayney)}[analyzer]
         assert counts == {o.value: n for o, n in measure(source, [function])[0].counts().items()}
 
 
@@ -258,7 +270,7 @@ def test_markdown_and_html_hold_the_same_cells(report, page, folder):
     written = markdown_tables((folder / "report.md").read_text(encoding="utf-8"))
     given = [{"caption": t.caption, "rows": [list(t.columns), *map(list, t.rows)]}
              for t in report.tables + report.appendix]
-    assert len(given) == 5
+    assert len(given) == 6
     assert written == page.tables == given
     text, markdown = "".join(page.texts), (folder / "report.md").read_text(encoding="utf-8")
     for words in (report.title, *report.findings, *(t.note for t in report.tables + report.appendix),
@@ -444,7 +456,7 @@ def test_a_recording_without_the_label_to_resample_is_refused(states):
 def test_orbits_may_be_declared_independent(states):
     report = build_report([labelled(states)], resample="orbit", n_resamples=100)
     assert {e.resample for e in report.estimates} == {"orbit"}
-    assert {row["share"] for row in table_of(report, "Regimes")} == {"of tokens"}
+    assert {row["share"] for row in table_of(report, "Regimes by the published")} == {"of tokens"}
 
 
 def test_figures_of_names_alike_have_files_of_their_own(states):

@@ -75,7 +75,8 @@ def limit_regime(trajectories: Trajectories, *, least_confidence: float = 0.95) 
     regime, confidence = verdicts(trajectories, least_confidence)
     regime[diverged], confidence[diverged] = "", np.nan
     period = np.where(regime == "orbit", orbit_numbers(trajectories)[:, NAMES.index("period")], np.nan)
-    outcomes = np.where(diverged, Outcome.NOT_FINITE, np.where(lengths < SHORTEST, Outcome.TOO_SHORT, Outcome.FOUND))
+    outcomes = np.where(diverged, Outcome.NOT_FINITE,  # type: ignore[call-overload]
+                        np.where(lengths < SHORTEST, Outcome.TOO_SHORT, Outcome.FOUND))  # type: ignore[call-overload]
     for o in np.flatnonzero(diverged & (lengths > 1)):
         grown = distances(trajectories).norms[o, :lengths[o]]
         if grown[-1] > _OVERFLOWED * max(grown[0], np.median(grown[:len(grown) // 2 + 1])):

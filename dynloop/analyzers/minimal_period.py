@@ -75,8 +75,9 @@ def minimal_period(trajectories: Trajectories, *, max_period: int | None = None,
     regime, _ = verdicts(trajectories, _LEAST_CONFIDENCE, longest_period=longest)
     candidates = orbit_numbers(trajectories, longest_period=longest)[:, NAMES.index("period")].astype(int)
     period, p_value, distance = (np.full(n, np.nan) for _ in range(3))
-    outcomes = np.where(diverged, Outcome.NOT_FINITE, np.where(lengths < SHORTEST, Outcome.TOO_SHORT, np.where(
-        np.isin(regime, _MOVING), Outcome.NOT_CONVERGED, Outcome.NOT_FOUND)))
+    outcomes = np.where(diverged, Outcome.NOT_FINITE, np.where(  # type: ignore[call-overload]
+        lengths < SHORTEST, Outcome.TOO_SHORT, np.where(  # type: ignore[call-overload]
+            np.isin(regime, _MOVING), Outcome.NOT_CONVERGED, Outcome.NOT_FOUND)))
     for o in np.flatnonzero(np.isin(regime, ("fixed point", "orbit")) & ~diverged):
         own = distances(trajectories).squared[o, :lengths[o], :lengths[o]]
         t, late = np.arange(lengths[o]), lengths[o] // 2

@@ -114,7 +114,7 @@ def strongest_line(gram, window, cosines):
             s += lags[k] * cosines[f, k]
         power[f] = max(lags[0] + 2.0 * s, 0.0)
         total += power[f]
-    f = np.argmax(power)
+    f = np.argmax(power)  # type: ignore[assignment]
     shift = 0.0
     if 0 < f < n - 1:
         bend = power[f - 1] - 2.0 * power[f] + power[f + 1]

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dynloop.analyzers import contraction_rate, distance_to_limit, limit_regime_blayney
-from dynloop.analyzers.limit_regime_blayney import REGIMES
+from dynloop.analyzers import contraction_rate, distance_to_limit, limit_regime, limit_regime_blayney
 from dynloop.measurement import Measurement
 from dynloop.measuring import Analyzer, measure
 from dynloop.outcome import Outcome
@@ -44,7 +43,7 @@ def build_report(sources: Sequence[Store | Trajectories], *, resample: str = "pr
             part.name = f"{part.name} ({i + 1})"
     return Report(
         title=title, findings=tuple(part.finding() for part in parts),
-        tables=(_convergence(parts), _rates(parts), _regimes(parts)),
+        tables=(_convergence(parts), _rates(parts), _regimes(parts), _published_regimes(parts)),
         drawings=tuple(drawing for kind in zip(*(part.drawings() for part in parts), strict=True) for drawing in kind),
         appendix=(_provenance(parts), _outcomes(parts)),
         estimates=tuple(e for part in parts for e in part.estimates),
@@ -60,8 +59,8 @@ class _Recording:
         self.number = number
         self.provenance: dict[str, Any] = dict(source.header) if isinstance(source, Store) else {}
         analyzers: list[Analyzer] = [functools.partial(distance_to_limit, metric="relative"), contraction_rate,
-                                     limit_regime_blayney]
-        self.distance, self.rate, self.regime = measure(source, analyzers)
+                                     limit_regime, limit_regime_blayney]
+        self.distance, self.rate, self.regime, self.published = measure(source, analyzers)
         if resample != "orbit" and resample not in self.rate.labels:
             raise ValueError(f"this recording has no label {resample!r} to resample; it has "
                              f"{', '.join(self.rate.labels) or 'no labels'}. Name one of these with --resample.")
@@ -70,14 +69,17 @@ class _Recording:
         self.layers = np.unique(self.rate.labels["layer"]).tolist() if "layer" in self.rate.labels else [None]
         self.n_steps = source.n_steps
         self.last = self._at(self.layers[-1])
+        regime, published = (m if self.layers[-1] is None else m.select(layer=self.layers[-1])
+                             for m in (self.regime, self.published))
         ask = functools.partial(estimate, resample=resample, n_resamples=n_resamples)
-        distance, rate, regime = self.last
+        distance, rate = self.last
         self.resample = resample
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # few units are said in the report itself
-            found = regime.found.any()
             statistics = ["share"] if resample == "orbit" else ["share", "affected share"]
-            self.shares = {r: [ask(regime, statistic=s, of=r) for s in statistics] for r in REGIMES if found}
+            self.shares, self.published_shares = (
+                {r: [ask(m, statistic=s, of=r) for s in statistics] for r in m.categories["regime"] if m.found.any()}
+                for m in (regime, published))
             self.moving = ask(distance, statistic="share", of=Outcome.NOT_CONVERGED)
             self.rates: dict[Any, tuple[Estimate, ...]] = {}
             for layer in self.layers:
@@ -89,21 +91,21 @@ class _Recording:
                                               if np.isfinite(own[v][own.found]).all())
         self.n_units = rate.n_orbits if resample == "orbit" else len(np.unique(rate.labels[resample]))
 
-    def _at(self, layer: Any) -> tuple[Measurement, Measurement, Measurement]:
+    def _at(self, layer: Any) -> tuple[Measurement, Measurement]:
         if layer is None:
-            return self.distance, self.rate, self.regime
-        distance, rate, regime = (m.select(layer=layer) for m in (self.distance, self.rate, self.regime))
-        return distance, rate, regime
+            return self.distance, self.rate
+        return self.distance.select(layer=layer), self.rate.select(layer=layer)
 
     @property
     def estimates(self) -> list[Estimate]:
         """Every estimate of this recording, each with the recording's name as its model."""
-        return [*(e for pair in self.shares.values() for e in pair), self.moving,
+        return [*(e for shares in (self.shares, self.published_shares) for pair in shares.values() for e in pair),
+                self.moving,
                 *(e for group in self.rates.values() for e in group)]
 
     def finding(self) -> str:
         """What the recording says, in one sentence with its numbers."""
-        distance, rate, _ = self.last
+        distance, rate = self.last
         n, unit = distance.n_orbits, self.resample
         where = f"{n:,} tokens of {self.n_units} {unit}s" if unit == "prompt" else \
             f"{n:,} orbits of {self.n_units} {unit}s"
@@ -154,7 +156,7 @@ class _Recording:
     def drawings(self) -> list[Drawing]:
         """Distance curves, one path, one heat map."""
         slug = f"{self.number}-" + "".join(c if c.isascii() and c.isalnum() else "-" for c in self.name).lower()
-        distance, rate, _ = self.last
+        distance, rate = self.last
         chosen = self._example()
         place = ", ".join(f"{k} {v}" for k, v in chosen.items())
         of_unit = {k: v for k, v in chosen.items() if k != "token"}
@@ -233,16 +235,31 @@ def _provenance(parts: list[_Recording]) -> Table:
 
 
 def _regimes(parts: list[_Recording]) -> Table:
-    rows = [(p.name, f"of {of}", *(percent(p.shares[regime][i]) if p.shares else "none" for regime in REGIMES))
+    level = 100 * parts[0].moving.confidence_level
+    ofs = ["tokens", f"{parts[0].resample}s"][:1 if parts[0].resample == "orbit" else 2]
+    rows = [(regime, *(percent(p.shares[regime][i]) if p.shares else "none" for p in parts for i in range(len(ofs))))
+            for regime in parts[0].regime.categories["regime"]]
+    return Table(
+        "Regimes", ("regime", *(f"{p.name}, of {of}" for p in parts for of in ofs)), tuple(rows),
+        f"Last layer, {', '.join(f'{p.name}: {p.n_steps} recurrences' for p in parts)}; by limit_regime, calibrated on "
+        f"synthetic orbits (named from a confidence of {parts[0].regime.settings['least_confidence']:g} on, else "
+        f"undetermined). Brackets: {level:g} % intervals over {parts[0].resample}s; a {parts[0].resample} counts when at "
+        "least one of its tokens has the regime. They do not contain the errors of the classifier, which matter for "
+        "rare regimes: see dynloop.proportion.")
+
+
+def _published_regimes(parts: list[_Recording]) -> Table:
+    rows = [(p.name, f"of {of}", *(percent(p.published_shares[regime][i]) if p.published_shares else "none"
+                                   for regime in p.published.categories["regime"]))
             for p in parts for i, of in enumerate(["tokens", f"{p.resample}s"][:1 if p.resample == "orbit" else 2])]
-    settings = parts[0].regime.settings
+    settings = parts[0].published.settings
     level = 100 * parts[0].moving.confidence_level
     return Table(
-        "Regimes by the published algorithm", ("model", "share", *REGIMES), tuple(rows),
+        "Regimes by the published algorithm", ("model", "share", *parts[0].published.categories["regime"]), tuple(rows),
         f"Algorithm 1 of Blayney et al. 2026 on the last layer (n = {settings['n'] or 'all but the last state'}, "
         f"tau = {settings['tau']:g}, rho = {settings['rho']:g}, {settings['metric']}). Brackets: {level:g} % intervals "
-        f"over {parts[0].resample}s; a {parts[0].resample} counts when at least one of its tokens has the regime. The "
-        "algorithm calls noise an orbit and slow convergence or drift a slider: read it beside the tables above.")
+        f"over {parts[0].resample}s. The algorithm calls noise an orbit and slow convergence or drift a slider: it is "
+        "here for comparison with published shares.")
 
 
 def _convergence(parts: list[_Recording]) -> Table:
@@ -309,7 +326,7 @@ def _disagreement(part: _Recording) -> float | None:
 def _outcomes(parts: list[_Recording]) -> Table:
     rows = []
     for p in parts:
-        for m in (p.distance, p.rate, p.regime):
+        for m in (p.distance, p.rate, p.regime, p.published):
             rows += [(p.name, m.name, outcome.value, f"{count:,}", outcome.sentence)
                      for outcome, count in m.counts().items()]
     return Table("What became of every orbit", ("model", "analyzer", "outcome", "orbits", "meaning"), tuple(rows),
