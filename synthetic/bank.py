@@ -589,8 +589,9 @@ def record(family: str, n: int, n_steps: int, rng: Any = 0, *, dim: int = 256, n
 
     Unit amplitude in a random frame of `dim` dimensions, an offset of that many amplitudes in a direction of its own
     for each orbit, three of its coordinates `massive` times larger, noise whose rms norm is that share of the
-    amplitude, alike in all coordinates unless `uneven` (the spread of the logarithms of its scales), and rounding. The amplitude is the rms distance from the mean over the second half of the record; in
-    families that do not recur, half the distance of the first state from the last where that is larger.
+    amplitude, alike in all coordinates unless `uneven` (the spread of the logarithms of its scales), and rounding. The
+    amplitude is the rms distance from the mean over the second half of the record; in families that do not recur, half
+    the distance of the first state from the last where that is larger.
     """
     import torch
 

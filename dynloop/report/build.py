@@ -243,8 +243,8 @@ def _regimes(parts: list[_Recording]) -> Table:
         "Regimes", ("regime", *(f"{p.name}, of {of}" for p in parts for of in ofs)), tuple(rows),
         f"Last layer, {', '.join(f'{p.name}: {p.n_steps} recurrences' for p in parts)}; by limit_regime, calibrated on "
         f"synthetic orbits (named from a confidence of {parts[0].regime.settings['least_confidence']:g} on, else "
-        f"undetermined). Brackets: {level:g} % intervals over {parts[0].resample}s; a {parts[0].resample} counts when at "
-        "least one of its tokens has the regime. They do not contain the errors of the classifier, which matter for "
+        f"undetermined). Brackets: {level:g} % intervals over {parts[0].resample}s; a {parts[0].resample} counts when "
+        "at least one of its tokens has the regime. They do not contain the errors of the classifier, which matter for "
         "rare regimes: see dynloop.proportion.")
 
 
