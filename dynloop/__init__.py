@@ -37,6 +37,9 @@ _HOMES = {
     "convergence_time": "dynloop.analyzers",
     "cyclic_fixed_points": "dynloop.analyzers",
     "dominant_modes": "dynloop.analyzers",
+    "chaos_01": "dynloop.analyzers",
+    "lyapunov_from_data": "dynloop.analyzers",
+    "correlation_dimension": "dynloop.analyzers",
     "estimate": "dynloop.statistics",
     "proportion": "dynloop.statistics",
 }
@@ -45,13 +48,16 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from dynloop.analyzers import (
+        chaos_01,
         contraction_rate,
         convergence_time,
+        correlation_dimension,
         cyclic_fixed_points,
         distance_to_limit,
         dominant_modes,
         limit_regime,
         limit_regime_blayney,
+        lyapunov_from_data,
         minimal_period,
         path_straightness,
         recurrence_quantification,

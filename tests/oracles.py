@@ -640,3 +640,91 @@ def lyapunov_from_data(states, resolution, method="rosenstein", delays=0, theile
     if best is None:
         best = ("no neighbours" if curve[0] > level - 2 else "no plateau", *[math.nan] * 5)
     return *best, window, level, dict(zip(ahead.tolist(), curve, strict=True))
+
+
+def correlation_dimension(states, resolution, theiler_window=None):
+    """The outcome's value, then dimension, half width of its interval, smallest and largest scale, window, if found."""
+    x = np.asarray(states, dtype=np.float64)
+    if len(x) < 40:
+        return ("too short",)
+    floor = 8 * resolution * math.sqrt((x**2).sum(1).mean())
+    first, middle = len(x) // 4, (len(x) // 4 + len(x)) // 2
+    x, halves = x[first:], middle - first
+    n = len(x)
+    d = np.sqrt(((x[:, None] - x) ** 2).sum(2))
+    i, j = np.triu_indices(n, 1)
+    if d.max() <= 2 * floor:
+        return ("at the precision floor",)
+
+    def mean_square(pairs):
+        return (d[i[pairs], j[pairs]] ** 2).mean()
+
+    early, late, across = mean_square(j < halves), mean_square(i >= halves), mean_square((i < halves) & (j >= halves))
+    if late == 0 or not 0.5 < early / late < 2:
+        return ("not converged",)
+    lags = [k for k in range(1, n // 12 + 1)
+            if np.mean(np.diagonal(d, k) ** 2) >= 0.7 * ((early + late) / 4 + across / 2)]
+    if not lags:
+        return ("not converged",)
+    window = theiler_window or lags[0]
+    if n <= 4 * window:
+        return ("too short",)
+    counted = j - i > window
+    i, j, own = i[counted], j[counted], d[i[counted], j[counted]]
+    edges = d.max() * 2.0 ** (np.arange(-128, 1) / 8)
+    block_i, block_j = i * 8 // n, j * 8 // n
+
+    def count(kept):
+        return np.array([(own[kept] <= edge * (1 + 1e-12)).sum() for edge in edges], dtype=float)
+
+    c = count(own >= 0)
+    without = [count((block_i != b) & (block_j != b)) for b in range(8)]
+    usable = np.flatnonzero((c >= max(10, n / 4)) & (edges >= floor) & (c <= len(own) / 4))
+    best = None
+    ranges = [r for r in itertools.combinations(usable.tolist(), 2) if r[1] - r[0] >= 16]
+    for low, high in sorted(ranges, key=lambda r: r[0] - r[1]):
+        if best and high - low < best[1] - best[0]:
+            break
+
+        def slope(c, a, b):
+            s = np.sqrt(c[a:b + 1])
+            return 2 * (s[-1] - s[0]) / ((s[1:] + s[:-1]).sum() / 2 * math.log(2) / 8)
+
+        middle = (low + high) // 2
+
+        def bend(c, low=low, middle=middle, high=high, slope=slope):
+            return slope(c, middle, high) - slope(c, low, middle)
+
+        def spread(values, centre):
+            return math.sqrt(sum((v - centre) ** 2 for v in values) * 7 / 8)
+
+        whole, apart = slope(c, low, high), bend(c)
+        bottom = min(int((edges < floor).sum()), low)
+        if abs(apart) > 0.35 * whole:
+            continue
+        level = any(c[edge] > c[low] * (edges[edge] / edges[low]) ** (whole / 2) + 2 * math.sqrt(c[edge])
+                    for edge in (bottom, max(low - 16, 0)))
+        doubt = spread([bend(w) for w in without], apart)
+        if level or abs(apart) > max(0.05 * whole, 2 * doubt):
+            continue
+        error = spread([slope(w, low, high) for w in without], whole)
+        half = math.sqrt((2.3646 * error) ** 2 + apart**2 + (0.1 * whole) ** 2)
+        if best is None or half < best[3]:
+            best = (low, high, whole, half)
+    if best is None or best[2] < 0.3 or best[3] > best[2] / 2:
+        return ("not found",)
+    return "found", best[2], best[3], edges[best[0]], edges[best[1]], window
+
+
+def displacements(states, longest, angles):
+    """Mean squared displacement of sums of turned states (T, dim), as Gottwald and Melbourne write it."""
+    x = np.asarray(states, dtype=np.float64)
+    x = x - x.mean(0)
+    n = len(x)
+    moved = np.zeros((len(angles), longest))
+    for c, angle in enumerate(angles):
+        turned = x * np.exp(1j * angle * np.arange(n))[:, None]
+        path = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(turned, axis=0)])
+        for m in range(1, longest + 1):
+            moved[c, m - 1] = np.mean([np.linalg.norm(path[j + m] - path[j]) ** 2 for j in range(n - longest)])
+    return moved
