@@ -42,7 +42,7 @@ def in_every_metric(analyze):
 
 @pytest.fixture
 def orbits(rng):
-    """Decays (to noise, too), a drift, a circle, cycles, walks, noise and growth: 22 orbits in 6 dimensions."""
+    """Decays (to noise, too), drifts, circles, cycles, walks, noise and growth: 22 orbits in 6 dimensions."""
     t = np.arange(64)[:, None]
     end, away = rng.normal(size=(2, 22, 1, 6))
     moves = [0.7**t, 0.75**t, 0.8**t, 0.9**t, 0.97**t, 0.99**t, t**1.5 / 64, np.sqrt(t), 1.05**t, (-1.0) ** t]
@@ -51,6 +51,8 @@ def orbits(rng):
     states[10, :, :2] += np.stack([np.cos(angle), np.sin(angle)], axis=1)
     states[11:14] += rng.normal(size=(3, 3, 6))[:, np.arange(64) % 3]
     states[14:18] += rng.normal(size=(4, 64, 6)).cumsum(1)
+    golden = np.pi * (5**0.5 - 1) * np.arange(64)
+    states[17] = end[17] + 3 * np.stack([np.cos(golden), np.sin(golden), *np.zeros((4, 64))], axis=1)
     states[18:20] += away[18:20] * 0.5**t + 1e-3 * rng.normal(size=(2, 64, 6))
     states[20:] += rng.normal(size=(2, 64, 6))
     return Trajectories(states, labels={"prompt": np.arange(22) // 4, "token": np.arange(22) % 4})
