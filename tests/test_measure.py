@@ -143,7 +143,8 @@ def test_a_source_of_another_kind_is_refused(source):
 
 
 @pytest.mark.parametrize("analyzers", [contraction_rate, functools.partial(contraction_rate, min_points=9), [], None,
-                                       "contraction_rate", ["contraction_rate"], [contraction_rate, 3]], ids=repr)
+                                       "contraction_rate", ["contraction_rate"], [contraction_rate, 3]],
+                         ids=["bare", "partial", "empty", "None", "a name", "names", "a number"])
 def test_what_is_no_list_of_analyzers_is_refused(analyzers, decaying):
     with pytest.raises(TypeError, match="measure needs a list of analyzers"):
         measure(decaying, analyzers)
