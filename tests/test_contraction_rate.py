@@ -117,7 +117,8 @@ def test_the_resolution_of_the_computation_counts_not_that_of_the_cast(rng):
     cast = orbits.states.float()
     kept, lost = contraction_rate(orbits.replace(states=cast)), contraction_rate(Trajectories(cast))
     assert kept.values.tolist() == pytest.approx(contraction_rate(orbits).values.tolist(), rel=1e-6)
-    assert (lost.values < kept.values - 0.02).all()  # steps on the bfloat16 grid count as contraction
+    assert (lost.values < kept.values).all()  # steps on the bfloat16 grid count as contraction
+    assert (lost["floor"] < kept["floor"]).all()
 
 
 def test_a_state_finer_than_its_dtype_cannot_be_claimed(rng):
@@ -211,7 +212,7 @@ def test_a_higher_floor_factor_shortens_the_regime(rng):
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 160), st.sampled_from(["float64", "float32", "bfloat16"]))
 @settings(max_examples=60, deadline=None)
-def test_random_decays_with_noise_equal_the_oracle(seed, n_steps, dtype):
+def test_floors_and_regimes_of_random_decays_with_noise_equal_the_oracle(seed, n_steps, dtype):
     rng = np.random.default_rng(seed)
     rate, noise = rng.uniform(0.3, 1.02), 10.0 ** rng.uniform(-9, 0)
     states = geometric(rng, rate, n_steps, n=4, dim=24) + noise * rng.normal(size=(4, n_steps, 24))
@@ -219,11 +220,71 @@ def test_random_decays_with_noise_equal_the_oracle(seed, n_steps, dtype):
     factor, points = rng.choice([1.5, 3.0, 8.0]), int(rng.integers(3, 9))
     m = contraction_rate(Trajectories(states), floor_factor=factor, min_points=points)
     for o, orbit in enumerate(states.double().numpy()):
-        outcome, rate, floor, length = oracles.contraction_rate(orbit, torch.finfo(states.dtype).eps, factor, points)
-        assert m.outcomes[o].value == outcome
-        assert m.values[o] == pytest.approx(rate, rel=2e-3, nan_ok=True)
-        assert m["floor"][o] == pytest.approx(floor, rel=2e-3, nan_ok=True)
+        outcome, _, floor, length = oracles.contraction_rate(orbit, torch.finfo(states.dtype).eps, factor, points)
+        assert m.outcomes[o].value in (outcome, "found")  # a slow mode may be seen that the steps hide
+        if m.outcomes[o].value == outcome:
+            assert m["floor"][o] == pytest.approx(floor, rel=2e-3, nan_ok=True)
         assert m["regime_length"][o] == length
+
+
+MIXTURES = {  # rate, ratio of the next mode's, noise over the slowest mode's amplitude, complex pair first, dtype
+    "separated .7": (0.7, 0.5, 1e-2, False, "float32"), "separated .9": (0.9, 0.5, 1e-2, False, "float32"),
+    "separated .98": (0.98, 0.5, 1e-2, False, "float32"), "crowded .9": (0.9, 0.85, 1e-2, False, "float32"),
+    "complex .7": (0.7, 0.6, 1e-3, True, "float32"), "complex .95": (0.95, 0.6, 1e-2, True, "float32"),
+    "bfloat16 .9": (0.9, 0.5, 0.0, False, "bfloat16")}
+
+
+def mixture(rng, rate, ratio, noise, turning, dtype, n, n_steps=128, dim=256, n_modes=12):
+    """Decays of twelve modes in an offset space, as a model would leave them."""
+    modes = rate * ratio ** np.arange(n_modes) * np.ones((n, 1), complex)
+    if turning:
+        modes[:, 0] *= np.exp(1j * rng.uniform(0.2, 2.5, n))
+    size = rng.normal(size=(n, n_modes)) + 1j * turning * rng.normal(size=(n, n_modes))
+    waves = size[:, None] * modes[:, None] ** np.arange(n_steps)[:, None]
+    states = np.concatenate([waves.real, waves.imag], 2) @ np.linalg.qr(rng.normal(size=(dim, 2 * n_modes)))[0].T
+    states += 10 / np.sqrt(dim) * rng.normal(size=(n, 1, dim))
+    states += noise / np.sqrt(dim) * np.abs(size[:, :1, None]) * rng.normal(size=states.shape)
+    return Trajectories(torch.from_numpy(states).to(getattr(torch, dtype)))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_interval_covers_the_rate_and_the_rate_is_near(rng, name):
+    rate = MIXTURES[name][0]
+    m = contraction_rate(mixture(rng, *MIXTURES[name], n=60))
+    low, high = m["rate_low"][m.found], m["rate_high"][m.found]
+    assert m.found.mean() > (0.5 if "bfloat16" in name else 0.95)
+    assert ((low <= rate) & (rate <= high)).mean() >= 0.87  # of 60; 95 % is nominal
+    assert np.median(np.abs(np.log(m.values[m.found]) / np.log(rate) - 1)) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXTURES)
+def test_of_many_intervals_nineteen_in_twenty_cover(name):
+    rate = MIXTURES[name][0]
+    m = contraction_rate(mixture(np.random.default_rng(2027), *MIXTURES[name], n=1000))
+    covers = ((m["rate_low"] <= rate) & (rate <= m["rate_high"]))[m.found].mean()
+    assert covers > 0.93
+
+
+def test_a_wider_confidence_gives_a_wider_interval(rng):
+    orbits = mixture(rng, *MIXTURES["separated .9"], n=5)
+    narrow, wide = (contraction_rate(orbits, confidence_level=level) for level in (0.5, 0.99))
+    assert (narrow["rate_high"] - narrow["rate_low"] < wide["rate_high"] - wide["rate_low"]).all()
+    np.testing.assert_array_equal(narrow.values, wide.values)
+
+
+def test_orbits_from_several_starts_are_compared_with_each_other(rng):
+    """One limit for each prompt; three starts: their difference needs no limit, and knows no drift of it."""
+    limit = rng.normal(size=(4, 1, 1, 64)) + 0.002 * np.arange(128)[:, None] * rng.normal(size=(4, 1, 1, 64))
+    away = rng.normal(size=(4, 3, 1, 64)) * 0.85 ** np.arange(128)[:, None]
+    states = (limit + away + 1e-4 * rng.normal(size=(4, 3, 128, 64))).reshape(12, 128, 64)
+    labels = {"prompt": np.repeat(range(4), 3), "start": np.tile(range(3), 4)}
+    together, alone = contraction_rate(Trajectories(states, labels=labels)), contraction_rate(Trajectories(states))
+    all_are(together, Outcome.FOUND)
+    assert (together["starts"] == 3).all()
+    np.testing.assert_allclose(together.values, 0.85, rtol=0.01)
+    assert (alone["starts"] == 1).all()
+    assert not alone.found.any()
 
 
 def series(rng, m):
@@ -276,4 +337,5 @@ def test_decays_in_one_recording_have_each_their_own_rate(decaying):
     m = contraction_rate(decaying)
     all_are(m, Outcome.FOUND)
     np.testing.assert_allclose(m.values, m.labels["true"], rtol=2e-3)
-    assert m.units == {"rate": "per recurrence", "floor": "state units", "relative_floor": "", "regime_length": "steps"}
+    assert m.units == {"rate": "per recurrence", "rate_low": "per recurrence", "rate_high": "per recurrence",
+                       "floor": "state units", "relative_floor": "", "regime_length": "steps", "starts": "orbits"}

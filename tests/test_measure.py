@@ -123,8 +123,8 @@ def test_distances_are_computed_once_a_chunk_for_all_analyzers(in_fours, passes,
 def test_settings_are_given_with_partial(in_fours):
     strict, loose = measure(in_fours, [functools.partial(contraction_rate, floor_factor=10.0, min_points=9),
                                        contraction_rate])
-    assert dict(strict.settings) == {"floor_factor": 10.0, "min_points": 9}
-    assert dict(loose.settings) == {"floor_factor": 3.0, "min_points": 5}
+    assert dict(strict.settings) == {"floor_factor": 10.0, "min_points": 9, "confidence_level": 0.95}
+    assert dict(loose.settings) == {"floor_factor": 3.0, "min_points": 5, "confidence_level": 0.95}
     same(strict, contraction_rate(in_fours, floor_factor=10.0, min_points=9))
 
 

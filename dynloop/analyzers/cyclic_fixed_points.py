@@ -35,8 +35,10 @@ def cyclic_fixed_points(trajectories: Trajectories, *, tolerance: float = 1e-3) 
       distinct points cannot be asked.
 
     And a check that costs nothing: all rotations share their nonzero multipliers, so that the layers' contraction rates
-    must agree. Each ln rate has a margin to either side, three standard errors (widened for the correlation along the
-    fit) and .001 at least; the rates agree where all these intervals have a point in common.
+    must agree. Here a layer's rate is that of the line through ln ||x[t+1] - x[t]|| over the regime that
+    `contraction_rate` finds, alike for all layers. Each ln rate has a margin to either side, three standard errors
+    (widened for the correlation along the fit) and .001 at least; the rates agree where all these intervals have a
+    point in common.
 
     Args:
         trajectories: orbits of the layers of one looped block, told apart by the label `layer`, in its order; orbits
@@ -83,7 +85,8 @@ def cyclic_fixed_points(trajectories: Trajectories, *, tolerance: float = 1e-3) 
         cyclic [0.72 0.72] yes
     """
     check_number("tolerance", tolerance, lambda v: 0 < v < np.inf, "a positive number (the default is 1e-3)")
-    from dynloop.kernels.rate_errors import rate_errors  # numba loads on first use
+    from dynloop.kernels.contraction import line  # numba loads on first use
+    from dynloop.kernels.rate_errors import rate_errors
 
     found = distances(trajectories)
     lengths, diverged = trajectories.lengths, trajectories.diverged
@@ -91,10 +94,10 @@ def cyclic_fixed_points(trajectories: Trajectories, *, tolerance: float = 1e-3) 
     usable = ~diverged & (lengths >= _LEAST)
     arrival = convergence_time(trajectories, tolerance=tolerance, relative_to="limit")
     rates = contraction_rate(trajectories)
-    with np.errstate(divide="ignore"):
-        logs = np.log(rates["rate"])
-    errors = rate_errors(found.successive(), rates["regime_length"].astype(np.int64))
-    margins = np.where(rates.found, np.maximum(_ERRORS * errors, _LEAST_MARGIN), np.nan)
+    steps, regime = found.successive(), np.nan_to_num(rates["regime_length"]).astype(np.int64)
+    logs = np.array([line(own, 0, m)[0] for own, m in zip(steps, regime, strict=True)])
+    margins = np.where(rates.found, np.maximum(_ERRORS * rate_errors(steps, regime), _LEAST_MARGIN), np.nan)
+    margins[~np.isfinite(logs)] = np.nan
     verdict, agree = np.full(n, "", dtype="<U14"), np.full(n, "", dtype="<U7")
     layers, separation, spread, update, late, growth = (np.full(n, np.nan) for _ in range(6))
     own_cosine = 1 - found.from_last(metric="cosine")
@@ -132,7 +135,7 @@ def cyclic_fixed_points(trajectories: Trajectories, *, tolerance: float = 1e-3) 
         distinct = bool((apart > np.add.outer(radius, radius)).any())
         verdict[own] = "no fixed point" if not settled else "cyclic" if distinct else "degenerate"
     missing = outcomes != Outcome.FOUND
-    rate = np.where(rates.found, rates["rate"], np.nan)
+    rate = np.where(rates.found, np.exp(logs), np.nan)
     for values in (late, growth, rate, margins, own_cosine, lowest):
         values[missing] = np.nan
     return Measurement(

@@ -33,6 +33,36 @@ def line(y, first, stop):
 
 
 @kernel
+def line_doubt(y, first, stop, slope):
+    """Standard error of a slope of ln(y[t]) that is no perfect line, and its degrees of freedom.
+
+    The residuals' own correlation makes it larger than that of independent ones; so does a difference between the
+    slopes of the first and the second half.
+    """
+    _, error, n = line(y, first, stop)
+    mean_t, mean_y = 0.0, 0.0
+    for t in range(first, stop):
+        if y[t] > 0.0:
+            mean_t += t / n
+            mean_y += np.log(y[t]) / n
+    together, squares, before = 0.0, 0.0, 0.0
+    for t in range(first, stop):
+        if y[t] > 0.0:
+            rest = np.log(y[t]) - mean_y - slope * (t - mean_t)
+            together += rest * before
+            squares += rest * rest
+            before = rest
+    alike = min(max(together / squares, 0.0), 0.95) if squares > 0.0 else 0.0
+    half = (first + stop) // 2
+    early, _, _ = line(y, first, half)
+    late, _, _ = line(y, half, stop)
+    bend = 0.25 * (late - early)
+    if np.isnan(bend):
+        bend = 0.0
+    return np.sqrt(error * error * (1.0 + alike) / (1.0 - alike) + bend * bend), max(n - 2, 1)
+
+
+@kernel
 def regime_end(y, cut):
     """Steps before the floor: up to the last one above the cut before they come to lie mostly below it."""
     m = len(y)
