@@ -1,6 +1,7 @@
 """Make the model behind `limit_regime` again.
 
-    python benchmarks/calibrate_limit_regime.py --out dynloop/regime_model.npz
+    python benchmarks/calibrate_limit_regime.py --out dynloop/regime_model.npz --batches 100
+    python benchmarks/calibrate_limit_regime.py --tiny      # a few orbits, a few trees, nothing kept
 
 Draws orbits of every family of synthetic/bank.py under random recording conditions, computes the numbers of their
 distance matrices, fits three sets of boosted trees (seeds fixed), and writes them as plain arrays. Batches are kept in
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dynloop.kernels.regime import NAMES
+from dynloop.kernels.trees import probabilities, tree_sums
 from dynloop.regime_model import CHAOS_NUMBERS, PERIOD_NUMBERS, orbit_numbers
 from synthetic import bank
 
@@ -73,9 +75,20 @@ def arrays(stage, model, columns):
     return {f"{stage}_{k}": v for k, v in flat.items()}
 
 
+def check(stage, model, columns, stored, x):
+    """The flat arrays say what the fitted model says."""
+    names = ("columns", "feature", "threshold", "left", "right", "value", "roots")
+    part = [stored[f"{stage}_{what}"] for what in names]
+    base = stored[f"{stage}_base"]
+    sums = np.repeat(base[None], len(x), axis=0)
+    tree_sums(x, *part, len(base), sums)
+    np.testing.assert_allclose(probabilities(sums), model.predict_proba(x[:, columns]), atol=1e-5)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", help="file of the model")
+    parser.add_argument("--tiny", action="store_true", help="try everything on a few orbits, keep nothing")
     parser.add_argument("--work", help="folder of finished batches; by default a temporary one")
     parser.add_argument("--batches", type=int, default=80, help="of each family at 128 steps")
     parser.add_argument("--batch", type=int, default=12, help="orbits a batch; a batch shares its recording condition")
@@ -83,13 +96,23 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only-draw", metavar="I/N", help="draw every N-th family from the I-th on, and stop")
     options = parser.parse_args()
+    lengths = LENGTHS
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.tiny:
+            options.batches, options.batch, options.trees, lengths = 1, 6, 3, {32: 1.0}
+            options.out = f"{scratch}/model.npz"
+        elif not options.out:
+            parser.error("--out says where the model goes")
+        make(options, lengths, Path(options.work or scratch))
+
+
+def make(options, lengths, work):
     torch.set_num_threads(1)
-    work = Path(options.work or tempfile.mkdtemp())
     work.mkdir(parents=True, exist_ok=True)
     first, every = map(int, (options.only_draw or "0/1").split("/"))
     x, y = [], []
     for family in tqdm(list(bank.FAMILIES)[first::every], disable=None):
-        for n_steps, share in LENGTHS.items():
+        for n_steps, share in lengths.items():
             own = rows_of(family, n_steps, max(1, int(share * options.batches)), options.batch, options.seed, work)
             x.append(own)
             y += [bank.FAMILIES[family][0]] * len(own)
@@ -108,7 +131,8 @@ def main():
         print(stage, dict(zip(*np.unique(target[chosen], return_counts=True), strict=True)),
               "right on its own rows", round(model.score(x[chosen][:, columns], target[chosen]), 5))
         stored.update(arrays(stage, model, columns))
-    stored["made_by"] = np.array(json.dumps({k: v for k, v in vars(options).items() if k not in ("out", "work")}
+        check(stage, model, columns, stored, x[chosen][:500])
+    stored["made_by"] = np.array(json.dumps({k: v for k, v in vars(options).items() if k not in ("out", "work", "tiny")}
                                             | {"rows": len(x), "families": len(bank.FAMILIES)}))
     np.savez_compressed(options.out, **stored)
     print(f"{options.out}: {Path(options.out).stat().st_size / 1e3:.0f} kB from {len(x):,} orbits")
