@@ -18,6 +18,7 @@ _AT_FLOOR = 8.0  # a floor of up to this many spacings is the number format's; a
 _STILL_MOVING = 8.0  # a floor of noise keeps the states within this many steps of the last one
 _BLUR, _BLUR_OF_FLOAT64 = 2e-7, 1e-15  # relative error of squared distances
 _INSIDE_AT_FORMAT_FLOOR, _INSIDE = 0.5, 0.02  # prior probability that errors are made in the loop, not in the record
+_FALL = 1.25  # decay -ln rho times the states used that a mode must have which the steps do not show; log t has less
 _SURE, _BEYOND_DOUBT = 4.0, 6.0  # normal deviates of the slowest mode's energy: to give its rate; to find one at all
 _WHITE, _LEVEL = 0.3, 3.0  # what a fit of modes leaves: correlation of successive states; early over late states
 _MANY_MODES, _MANY_EARLY = 0.03, 3.0  # share of the motion left, and early over late: more modes than can be told apart
@@ -66,7 +67,8 @@ def contraction_rate(trajectories: Trajectories, *, floor_factor: float = 3.0, m
         `rate` (n_orbits,), per recurrence, and its interval `rate_low`, `rate_high` (at most 1); `floor` (n_orbits,),
         in state units; `relative_floor`, over the norm of the last state; `regime_length`, in steps; `starts`, how
         many orbits were compared: 1 where the orbit stood alone, or its partners do not come closer. Where the steps
-        level off, floor and length are given without a rate, too. Outcomes:
+        level off, floor and length are given without a rate, too; the floor is NaN where the steps alone would say that
+        the orbit moves. Outcomes:
         `AT_PRECISION_FLOOR`: fewer than `min_points` steps before the floor of the number format. `NOT_CONVERGED`: no
         regime, and the orbit still moves (drift, a lasting orbit), or its steps shrink, but too little or not
         geometrically.
@@ -78,7 +80,9 @@ def contraction_rate(trajectories: Trajectories, *, floor_factor: float = 3.0, m
         crowded modes look like few; the interval then says so, and may reach from 0 to 1. Transients that are not
         linear count as modes. A slow mode much weaker than the rest may pass for the limit. The steps of an orbit that
         contracts onto a cycle are fitted before they level off: look at `relative_floor`, which then lies far above
-        the format's spacing. Intervals of orbits of one prompt are not independent of one another.
+        the format's spacing. Within noise, what slows down like 1 / t^2 or even log t may look like a sum of decays
+        (log t with 1 % of noise, 128 states: half of the orbits and more); without noise it does not. Intervals of
+        orbits of one prompt are not independent of one another.
 
     Source:
         The floor: a third party's audit of Huginn (floor = median of the last quarter, factor 3), whose full-window
@@ -110,7 +114,7 @@ def contraction_rate(trajectories: Trajectories, *, floor_factor: float = 3.0, m
     settings = (float(floor_factor), int(min_points), float(confidence_level))
     usable = np.where(diverged, 0, lengths)
     alone = _Rates(trajectories, usable, np.nan_to_num(spacing * end), settings)
-    outcomes = alone.outcomes(found.from_last(), spacing, end)
+    outcomes, moving = alone.outcomes(found.from_last(), spacing, end)
     for o in np.flatnonzero(diverged):
         outcomes[o] = Outcome.NOT_FINITE
     rates = np.stack([alone.rate, alone.low, alone.high], axis=1)
@@ -125,11 +129,11 @@ def contraction_rate(trajectories: Trajectories, *, floor_factor: float = 3.0, m
         starts[members[better]] = partners[better] + 1
         alone.floor[members[better]] = compared.floor[better]
         alone.regime[members[better]] = compared.regime[better]
+        moving[members[better]] = False
         for o in members[better]:
             outcomes[o] = Outcome.FOUND
     with np.errstate(invalid="ignore", divide="ignore"):
         relative = np.where(alone.floor == 0, 0.0, alone.floor / end)  # frozen in 0
-    moving = np.array([outcome is Outcome.NOT_CONVERGED for outcome in outcomes])
     alone.floor[moving], relative[moving] = np.nan, np.nan  # the typical step of a moving orbit is no floor
     rates[[outcome is not Outcome.FOUND for outcome in outcomes]] = np.nan
     return Measurement(
@@ -172,7 +176,8 @@ class _Rates:
         away = found.norms if limit_is_zero else found.from_last()
         beyond = (np.nan_to_num(away) > floor_factor * np.maximum(noise, _FORMAT_FLOOR * grain)[:, None]).sum(1)
         white = (np.abs(about[:, at.AUTOCORRELATION]) < _WHITE) | (noise < _AT_FLOOR * grain)
-        self.convinced = (decays & ~many & white & (about[:, at.EARLY] < _LEVEL) & (beyond >= self.min_points)
+        self.convinced = (decays & (decay * span >= _FALL) & ~many & white & (about[:, at.EARLY] < _LEVEL)
+                          & (beyond >= self.min_points)
                           & (about[:, at.ENERGY] >= _BEYOND_DOUBT) & (decay > _SURE * estimates[:, 0, at.ERROR]))
         for o in np.flatnonzero((many | ~decays) & np.isfinite(slopes)):
             error, freedom = line_doubt(steps[o], 0, self.regime[o], slopes[o])
@@ -182,8 +187,8 @@ class _Rates:
         self.rate = np.exp(-decay)
         self.low, self.high = np.exp(-high), np.maximum(np.minimum(np.exp(-np.maximum(low, -1.0)), 1.0), self.rate)
 
-    def outcomes(self, away: np.ndarray, spacing: float, end: np.ndarray) -> list[Outcome]:
-        """What became of each orbit, by its steps, or by a mode that they hide."""
+    def outcomes(self, away: np.ndarray, spacing: float, end: np.ndarray) -> tuple[list[Outcome], np.ndarray]:
+        """What became of each orbit, by its steps or by a mode that they hide; (n,) whether its steps say it moves."""
         from dynloop.kernels.contraction import NOT_SHRINKING, STILL_FALLING, TOO_FEW
 
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -192,8 +197,6 @@ class _Rates:
         for o, m in enumerate(self.n_steps):
             if m < self.min_points:
                 found.append(Outcome.TOO_SHORT)
-            elif self.convinced[o]:
-                found.append(Outcome.FOUND)
             elif self.state[o] == STILL_FALLING or (relative[o] > _AT_FLOOR * spacing and (
                     self.state[o] == TOO_FEW or np.median(away[o, m - m // 4:m]) > _STILL_MOVING * self.floor[o])):
                 found.append(Outcome.NOT_CONVERGED)
@@ -203,7 +206,9 @@ class _Rates:
                 found.append(Outcome.AT_PRECISION_FLOOR)
             else:
                 found.append(Outcome.FOUND)
-        return found
+        moving = np.array([outcome is Outcome.NOT_CONVERGED for outcome in found])
+        return [Outcome.FOUND if seen and outcome is not Outcome.TOO_SHORT else outcome
+                for seen, outcome in zip(self.convinced, found, strict=True)], moving
 
 
 def _modes(trajectories: Trajectories, lengths: np.ndarray, grain: np.ndarray,
