@@ -271,14 +271,15 @@ def _interval(estimates: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarr
     odds[:, 0] = 1.0
     odds /= odds.sum(1, keepdims=True)
     bounds = []
-    for share in (0.5 - 0.5 * level, 0.5 + 0.5 * level):
-        low, high = (decay - 1e3 * error).min(1), (decay + 1e3 * error).max(1)
-        for _ in range(50):
-            middle = 0.5 * (low + high)
-            below = (odds * stdtr(freedom, (middle[:, None] - decay) / error)).sum(1) < share
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
-        bounds.append(0.5 * (low + high))
-    return bounds[0], bounds[1]
+    with np.errstate(invalid="ignore"):  # an error without bound
+        for share in (0.5 - 0.5 * level, 0.5 + 0.5 * level):
+            low, high = (decay - 1e3 * error).min(1), (decay + 1e3 * error).max(1)
+            for _ in range(50):
+                middle = 0.5 * (low + high)
+                below = (odds * stdtr(freedom, (middle[:, None] - decay) / error)).sum(1) < share
+                low, high = np.where(below, middle, low), np.where(below, high, middle)
+            bounds.append(0.5 * (low + high))
+    return np.nan_to_num(bounds[0], nan=0.0), np.nan_to_num(bounds[1], nan=np.inf, posinf=np.inf)
 
 
 def _quantile(freedom: float, share: float) -> float:
