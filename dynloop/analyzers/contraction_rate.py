@@ -19,8 +19,9 @@ _STILL_MOVING = 8.0  # a floor of noise keeps the states within this many steps 
 _BLUR, _BLUR_OF_FLOAT64 = 2e-7, 1e-15  # relative error of squared distances
 _INSIDE_AT_FORMAT_FLOOR, _INSIDE = 0.5, 0.02  # prior probability that errors are made in the loop, not in the record
 _FALL = 1.25  # decay -ln rho times the states used that a mode must have which the steps do not show; log t has less
-_SURE, _BEYOND_DOUBT = 4.0, 6.0  # normal deviates of the slowest mode's energy: to give its rate; to find one at all
+_SEEN, _SURE, _BEYOND_DOUBT = 2.5, 4.0, 6.0  # deviates of the slowest mode: to give its rate; to find one at all
 _WHITE, _LEVEL = 0.3, 3.0  # what a fit of modes leaves: correlation of successive states; early over late states
+_NO_IDEA = 50.0  # an error of ln rho that leaves everything open
 _MANY_MODES, _MANY_EARLY = 0.03, 3.0  # share of the motion left, and early over late: more modes than can be told apart
 
 
@@ -50,9 +51,11 @@ def contraction_rate(trajectories: Trajectories, *, floor_factor: float = 3.0, m
     from noise. Modes are added and removed by what their energy is beyond that of noise. The interval is that of the
     error of the fit in the direction of the slowest mode, with the correlation in time that the noise is seen to have
     (rounding repeats itself where states hardly move) and, where the residuals say so, with errors that are made
-    inside the loop and carried on; it is averaged over larger models by their Bayes factors. Where the distance falls
-    by more than 10^4 and faster modes than can be fitted are left, the fit starts later. Where modes are too many to
-    be told apart (a rotation with all multipliers on one circle), the line through ln delta[t] gives the rate.
+    inside the loop and carried on; what rounding of the distances does is added. It is averaged over larger models by
+    their Bayes factors, up to two of them where modes are crowded (the slowest one is split, if need be). Over many
+    orbits 95 % intervals cover 92 to 99 % (bfloat16 with few states above its spacing: up to all). Where the distance
+    falls by more than 10^4 and faster modes than can be fitted are left, the fit starts later. Where modes are too many
+    to be told apart (a rotation with all multipliers on one circle), the line through ln delta[t] gives the rate.
 
     With a label "start" that tells initial states apart (orbits that agree in all other labels), the orbit is compared
     with the mean of its partners: their difference needs no limit, x[t] = 0 + modes + noise.
@@ -169,7 +172,7 @@ class _Rates:
             steps, self.n_steps, _FORMAT_FLOOR * grain, floor_factor, self.min_points)
         estimates, about = _modes(trajectories, lengths, grain, limit_is_zero)
         decay, span = estimates[:, 0, at.DECAY], about[:, at.STOP] - about[:, at.FIRST]
-        decays = (decay * span >= np.log(floor_factor)) & (about[:, at.ENERGY] >= _SURE)
+        decays = (decay * span >= np.log(floor_factor)) & (about[:, at.ENERGY] >= _SEEN)
         many = (about[:, at.LEFT] > _MANY_MODES) & (about[:, at.EARLY] > _MANY_EARLY)
         low, high = _interval(estimates, confidence_level)
         noise = np.sqrt(np.maximum(about[:, at.STATE_NOISE], 0.0))
@@ -214,12 +217,12 @@ class _Rates:
 def _modes(trajectories: Trajectories, lengths: np.ndarray, grain: np.ndarray,
            limit_is_zero: bool) -> tuple[np.ndarray, np.ndarray]:
     """What `slowest_modes` says of these orbits, computed once for all who ask."""
-    from dynloop.kernels.slowest_mode import slowest_modes
+    from dynloop.kernels.slowest_mode import middle, slowest_modes
 
     if "slowest_modes" not in trajectories.derived:
         found = distances(trajectories)
         away = found.norms if limit_is_zero else found.from_last()
-        late = np.array([np.median(row[m - 1 - max(m // 8, 1):m - 1]) if m > 1 else 0.0
+        late = np.array([middle(row[m - 1 - max(m // 8, 1):m - 1]) if m > 1 else 0.0
                          for row, m in zip(away, lengths, strict=True)])
         inside = np.where(late <= _AT_FLOOR * grain, _INSIDE_AT_FORMAT_FLOOR, _INSIDE)
         blur = _BLUR_OF_FLOAT64 if trajectories.states.dtype == torch.float64 else _BLUR
@@ -262,24 +265,24 @@ def _interval(estimates: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarr
     """Quantiles (n,) and (n,) of mixtures of t distributions: decays, errors, degrees of freedom and odds (n, m, 4)."""
     from scipy.special import stdtr
 
-    decay, error, freedom, odds = np.moveaxis(estimates, 2, 0)
+    decay, error, freedom, odds = np.moveaxis(estimates[:, :, :4], 2, 0)
     there = (odds > 0) & np.isfinite(decay) & np.isfinite(error)
     there[:, 0] = True
     decay = np.where(there, decay, decay[:, :1])
-    error = np.maximum(np.where(there, error, error[:, :1]), 1e-12 * decay + 1e-300)
+    error = np.nan_to_num(np.where(there, error, error[:, :1]), nan=_NO_IDEA, posinf=_NO_IDEA)
+    error = np.minimum(np.maximum(error, 1e-12 * decay + 1e-300), _NO_IDEA)
     freedom, odds = np.maximum(freedom, 1.0), np.where(there, odds, 0.0)
     odds[:, 0] = 1.0
     odds /= odds.sum(1, keepdims=True)
     bounds = []
-    with np.errstate(invalid="ignore"):  # an error without bound
-        for share in (0.5 - 0.5 * level, 0.5 + 0.5 * level):
-            low, high = (decay - 1e3 * error).min(1), (decay + 1e3 * error).max(1)
-            for _ in range(50):
-                middle = 0.5 * (low + high)
-                below = (odds * stdtr(freedom, (middle[:, None] - decay) / error)).sum(1) < share
-                low, high = np.where(below, middle, low), np.where(below, high, middle)
-            bounds.append(0.5 * (low + high))
-    return np.nan_to_num(bounds[0], nan=0.0), np.nan_to_num(bounds[1], nan=np.inf, posinf=np.inf)
+    for share in (0.5 - 0.5 * level, 0.5 + 0.5 * level):
+        low, high = np.full(len(decay), -1.0), np.full(len(decay), _NO_IDEA)  # exp(1) and nearly 0: any rate
+        for _ in range(64):
+            middle = 0.5 * (low + high)
+            below = (odds * stdtr(freedom, (middle[:, None] - decay) / error)).sum(1) < share
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        bounds.append(0.5 * (low + high))
+    return bounds[0], bounds[1]
 
 
 def _quantile(freedom: float, share: float) -> float:
