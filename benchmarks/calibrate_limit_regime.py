@@ -1,6 +1,6 @@
 """Make the model behind `limit_regime` again.
 
-    python benchmarks/calibrate_limit_regime.py --out dynloop/regime_model.npz --batches 100
+    python benchmarks/calibrate_limit_regime.py --out dynloop/regime_model.npz --batches 250
     python benchmarks/calibrate_limit_regime.py --tiny      # a few orbits, a few trees, nothing kept
 
 Draws orbits of every family of synthetic/bank.py under random recording conditions, computes the numbers of their

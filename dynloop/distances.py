@@ -76,7 +76,9 @@ class Distances:
                 own = self._direct(o)[:length]
                 cosine_distances(own[:-1], own[1:], cosines[o])
             return cosines
-        return _distance(metric, self._steps, self.norms[:, :-1], self.norms[:, 1:], np.diff(self.norm_gaps, axis=1))
+        with np.errstate(invalid="ignore"):  # beyond 1e154 squares are infinite
+            gaps = np.diff(self.norm_gaps, axis=1)
+        return _distance(metric, self._steps, self.norms[:, :-1], self.norms[:, 1:], gaps)
 
     def from_last(self, *, metric: str = "euclidean") -> np.ndarray:
         """Distance of each state from the last finite one, (n_orbits, n_steps); that state's own entry is 0."""

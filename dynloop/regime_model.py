@@ -29,14 +29,14 @@ CHAOS_NUMBERS = tuple(n for n in NAMES if n.startswith((
 LONGEST_WINDOW = 256  # only the last so many steps are looked at
 SHORTEST = 16
 FARTHEST_RETURN = 0.3  # of the typical squared distance: beyond, noise would be above half of the orbit's amplitude
-_CONTRACTS = (REGIMES.index("fixed point"), REGIMES.index("converging"))
 _LASTING = ("orbit", "quasi-periodic", "slider", "chaotic")
 _TRENDS = ("converging", "slider", "diverging")
 # log10 of late amplitude over the format's spacing
 _ROUNDING = -0.5  # what rounding alone may do to a state at rest
 _NEAR_SPACING, _NEAR_SPACING_DRIFT = 0.9, 0.5  # what rounding within a loop may do to an orbit, or to a drift
-_BEYOND_DOUBT = 0.98  # confidence that a lasting regime needs after a start from afar
+BEYOND_DOUBT = 0.98  # confidence that a lasting regime needs after a start from afar
 _CAME_FROM_AFAR = 0.7  # log10 of start over late squared amplitude
+_DUST = 24.0  # the same, of what is left of a decay onto exactly 0: rounding of sums long gone
 # log10 of what energy and squared steps may both lose from the third to the last quarter: a spiral at .99 a step loses
 # .28 in 128 steps
 _MOST_FADING = {**dict.fromkeys(REGIMES, np.inf), "orbit": 0.25, "quasi-periodic": 0.25, "chaotic": 0.5}
@@ -126,25 +126,22 @@ def regime_probabilities(trajectories: Trajectories, *, longest_period: int | No
     return trajectories.derived[key]
 
 
-def verdicts(trajectories: Trajectories, least_confidence: float, *,
+def verdicts(trajectories: Trajectories, least_confidence: float, *, from_afar: float = BEYOND_DOUBT,
              longest_period: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The regime of every orbit, (n_orbits,) texts, and its confidence, (n_orbits,); "" and NaN below `SHORTEST` steps.
 
     The likeliest regime is named, and "undetermined" where it is too unlikely or where it may not last: a recurrent
-    orbit must not fade; one that came from afar, as contractions do, must be beyond doubt, and not so near the number
-    format's spacing that rounding may move it.
-    Between "fixed point" and "converging" lies a convention and no doubt: the two share their confidence.
+    orbit must not fade; one that came from afar, as contractions do, needs a confidence of `from_afar`, and must not be
+    so near the number format's spacing, or so tiny beside its start, that rounding may move it.
     """
     numbers = orbit_numbers(trajectories, longest_period=longest_period)
     likely = regime_probabilities(trajectories, longest_period=longest_period)
     best, confidence = likely.argmax(1), likely.max(1)
-    contracts = np.isin(best, _CONTRACTS)
-    confidence[contracts] = likely[contracts][:, _CONTRACTS].sum(1)
     late, start = numbers[:, NAMES.index("late_over_spacing")], numbers[:, NAMES.index("start")]
     named = np.array(REGIMES)[best]
     lasts_from_afar = np.isin(named, _LASTING) & (start > _CAME_FROM_AFAR)  # as every contraction does
-    near = late < np.where(named == "slider", _NEAR_SPACING_DRIFT, _NEAR_SPACING)
-    unsure = (confidence < np.where(lasts_from_afar, max(least_confidence, _BEYOND_DOUBT), least_confidence)) | \
+    near = (late < np.where(named == "slider", _NEAR_SPACING_DRIFT, _NEAR_SPACING)) | (start > _DUST)
+    unsure = (confidence < np.where(lasts_from_afar, max(least_confidence, from_afar), least_confidence)) | \
         (lasts_from_afar & near) | (_fading(numbers) > [_MOST_FADING[r] for r in named])
     named[unsure] = "undetermined"
     resting = (late < _ROUNDING) | ((late < 0) & ~np.isin(named, _TRENDS))

@@ -136,3 +136,26 @@ def test_massive_coordinates_and_formats(rng):
 def test_a_record_is_never_narrower_than_its_orbit():
     orbits, _ = bank.record("many_modes", 3, 64, 7003, dim=4)
     assert orbits.dim == 48
+
+
+def test_no_orbit_of_the_circle_families_is_locked():
+    """A locked orbit would repeat exactly, and count as a false period."""
+    for family in ("circle_map", "invariant_circle"):
+        states, _ = bank.draw(family, 400, 256, 7003)
+        away = np.linalg.norm(states[:, -1:] - states[:, -86:-1], axis=2).min(1)
+        assert (away > 1e-4 * amplitude(states)).all()
+
+
+def test_weights_of_the_rotation_number_beat_a_plain_mean():
+    golden = (np.sqrt(5) - 1) / 2
+    t = np.arange(1000)
+    steps = golden + 0.3 * (np.sin(2 * np.pi * golden * (t + 1)) - np.sin(2 * np.pi * golden * t))
+    assert abs(steps @ bank._birkhoff_weights(1000) - golden) < 1e-9
+    assert abs(steps.mean() - golden) > 1e-5
+
+
+@pytest.mark.parametrize("family", OF["chaotic"])
+def test_no_chaotic_orbit_sits_in_a_periodic_window(family):
+    states, _ = bank.draw(family, 100, 256, 7003)
+    away = np.linalg.norm(states[:, -1:] - states[:, -86:-1], axis=2).min(1)
+    assert (away > 1e-9 * amplitude(states)).all()

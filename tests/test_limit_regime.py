@@ -8,6 +8,7 @@ import torch
 
 from dynloop import Outcome, Trajectories, limit_regime, limit_regime_blayney
 from dynloop.analyzers.limit_regime import REGIMES
+from dynloop.regime_model import regime_probabilities
 from synthetic import bank
 
 ALARMS = ("orbit", "quasi-periodic", "slider", "chaotic")
@@ -259,6 +260,23 @@ def test_confidence_is_that_of_the_name_and_a_higher_demand_names_fewer():
         assert ((m["confidence"] > 0) & (m["confidence"] <= 1)).all()
         assert m.settings["least_confidence"] == least
     np.testing.assert_array_equal(lax["confidence"], strict["confidence"])
+
+
+def test_what_may_be_a_fixed_point_or_converging_is_undetermined():
+    orbits = bank.record("slow_mode", 400, 128, 7001, noise=0.2)[0]
+    both = regime_probabilities(orbits)[:, [REGIMES.index("fixed point"), REGIMES.index("converging")]]
+    unsure = (both.sum(1) > 0.99) & (both.max(1) < 0.95)
+    assert 3 < unsure.sum() < 100
+    assert (limit_regime(orbits).values[unsure] == "undetermined").all()
+
+
+@pytest.mark.parametrize("period", [1, 2, 5])
+def test_flicker_far_below_what_the_start_could_resolve_is_no_orbit(period, rng):
+    """A limit at exactly 0, as a recording that is centred on it has: its dust has no spacing to be measured by."""
+    decay = rng.normal(size=(20, 1, 64)) * 0.5 ** T[:, None]
+    dust = 1e-18 * rng.normal(size=(20, period, 64))[:, T % period]
+    regime = limit_regime(Trajectories((decay + dust).astype("float32"))).values
+    assert set(regime) <= {"fixed point", "converging", "undetermined"}
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 1.5, True, None, "0.9"])

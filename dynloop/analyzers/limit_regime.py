@@ -28,20 +28,21 @@ def limit_regime(trajectories: Trajectories, *, least_confidence: float = 0.95) 
     An orbit whose late amplitude is below the spacing of the number format (times the norm) is a fixed point whatever
     it flickers, unless it has a trend above a third of a spacing. After a start from afar (more than twice the late
     amplitude), as contractions have it, a regime that lasts needs a confidence of .98 and, since rounding within the
-    loop may move the orbit, an amplitude of 8 spacings (a slider 3). No such regime is named where energy and steps
-    both fade. Less than `least_confidence`: undetermined. Of more than 256 steps the last 256 are judged.
+    loop may move the orbit, an amplitude of 8 spacings (a slider 3) and 1e-12 of the start. No such regime is named
+    where energy and steps both fade. Less than `least_confidence`: undetermined. Of more than 256 steps the last 256
+    are judged.
 
     Args:
         trajectories: orbits; their `resolution` must be that of the dtype in which the model computed.
         least_confidence: probability that a regime must have to be named.
 
     Returns:
-        `regime` (n_orbits,), one of "fixed point" (at rest, or at its floor of noise) and "converging" (a tenth or more
-        of its way to go; the likelier of these two is named, with the confidence of both), "orbit", "quasi-periodic",
-        "slider" (steady drift), "chaotic", "diverging" (grows geometrically), "undetermined"; `confidence`, the
-        calibrated probability of that regime (for "undetermined", that of the likeliest one, which was not named);
-        `period`, in recurrences, of orbits, else NaN. `TOO_SHORT`: fewer than 16 steps. `NOT_FINITE`: an infinity or
-        NaN; the regime is then "diverging" if the norm had grown a thousandfold, else empty.
+        `regime` (n_orbits,), one of "fixed point" (at rest, or at its floor of noise), "converging" (a tenth or more
+        of its way to go), "orbit", "quasi-periodic", "slider" (steady drift), "chaotic", "diverging" (grows
+        geometrically), "undetermined"; `confidence`, the calibrated probability of that regime (for "undetermined",
+        that of the likeliest one, which was not named); `period`, in recurrences, of orbits, else NaN. `TOO_SHORT`:
+        fewer than 16 steps. `NOT_FINITE`: an infinity or NaN; the regime is then "diverging" if the norm had grown a
+        thousandfold, else empty.
 
     Misleads:
         Calibrated on synthetic orbits; real states may differ in ways nobody drew. Error rates by noise, length and

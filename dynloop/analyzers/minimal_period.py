@@ -9,7 +9,7 @@ from dynloop.outcome import Outcome
 from dynloop.settings import check_number, check_whole
 from dynloop.trajectories import Trajectories
 
-_LEAST_CONFIDENCE = 0.95
+_LEAST_CONFIDENCE = 0.8  # less than a regime needs: a period has its p-value beside it
 _MOVING = ("converging", "slider", "diverging")
 
 
@@ -72,7 +72,7 @@ def minimal_period(trajectories: Trajectories, *, max_period: int | None = None,
     longest = max_period
     if max_period is None and trajectories.n_steps > LONGEST_WINDOW:
         longest = trajectories.n_steps // 3  # the regime looks no farther back than its window, a period may
-    regime, _ = verdicts(trajectories, _LEAST_CONFIDENCE, longest_period=longest)
+    regime, _ = verdicts(trajectories, _LEAST_CONFIDENCE, from_afar=_LEAST_CONFIDENCE, longest_period=longest)
     candidates = orbit_numbers(trajectories, longest_period=longest)[:, NAMES.index("period")].astype(int)
     period, p_value, distance = (np.full(n, np.nan) for _ in range(3))
     outcomes = np.where(diverged, Outcome.NOT_FINITE, np.where(  # type: ignore[call-overload]
