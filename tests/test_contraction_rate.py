@@ -102,6 +102,21 @@ def test_bfloat16_has_a_floor_and_a_rate_where_a_fit_over_everything_fails(rng):
     assert (np.exp(np.polyfit(np.arange(127), np.log(steps).T, 1)[0]) > 0.95).all()
 
 
+@pytest.mark.parametrize("dim", [16, 64, 400])
+@pytest.mark.parametrize("rate", [0.5, 0.6, 0.7, 0.8, 0.95])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rotation_in_many_dimensions_has_the_modulus_of_all_its_modes(dim, rate, dtype, rng):
+    """As many modes as dimensions, equally fast: what is left before the floor must not pass for a faster few."""
+    n = 4
+    turn = rate * np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    away, limit = 5 * rng.normal(size=(n, dim)), rng.normal(size=dim)
+    states = torch.tensor(np.stack([limit + away @ np.linalg.matrix_power(turn.T, t) for t in T], 1), dtype=dtype)
+    for orbits in (Trajectories(states), Trajectories(states, labels={"start": np.arange(n)})):
+        m = contraction_rate(orbits)
+        all_are(m, Outcome.FOUND)
+        np.testing.assert_allclose(np.log(m.values), np.log(rate), rtol=0.05)
+
+
 def test_a_floor_of_exactly_0_is_the_grid_and_not_contraction(rng):
     orbits = linear_map(rng, 0.83, torch.bfloat16, turning=False)
     steps = successive_distance(orbits).values
