@@ -22,7 +22,7 @@ _FALL = 1.25  # decay -ln rho times the states used that a mode must have which 
 _SEEN, _SURE, _BEYOND_DOUBT = 2.5, 4.0, 6.0  # deviates of the slowest mode: to give its rate; to find one at all
 _WHITE, _LEVEL = 0.3, 3.0  # what a fit of modes leaves: correlation of successive states; early over late states
 _NO_IDEA = 50.0  # an error of ln rho that leaves everything open
-_LINE, _SLOWER_BEFORE = 5, 0.97  # what precedes a fit that starts late decays no slower, by a line of so many points
+_SLOWER = 0.95  # decay of the line through the steps, over that of the fit, from which on the two disagree
 _MANY_MODES, _MANY_EARLY = 0.03, 3.0  # share of the motion left, and early over late: more modes than can be told apart
 
 
@@ -56,8 +56,8 @@ def contraction_rate(trajectories: Trajectories, *, floor_factor: float = 3.0, m
     their Bayes factors, up to two of them where modes are crowded (the slowest one is split, if need be). Over many
     orbits 95 % intervals cover 92 to 99 % (bfloat16 with few states above its spacing: up to all). Where the distance
     falls by more than 10^4 and faster modes than can be fitted are left, the fit starts later. Where modes are too many
-    to be told apart (a rotation with all multipliers on one circle), or what precedes a late fit decays more slowly
-    than the fit says, the line through ln delta[t] gives the rate.
+    to be told apart (a rotation with all multipliers on one circle), the line through ln delta[t] gives the rate. It
+    also does where it is slower and surer than the fit; the interval then holds those of both.
 
     With a label "start" that tells initial states apart (orbits that agree in all other labels), the orbit is compared
     with the mean of its partners: their difference needs no limit, x[t] = 0 + modes + noise.
@@ -163,7 +163,7 @@ class _Rates:
     def __init__(self, trajectories: Trajectories, lengths: np.ndarray, grain: np.ndarray,
                  settings: tuple[float, int, float], *, limit_is_zero: bool = False) -> None:
         from dynloop.kernels import slowest_mode as at
-        from dynloop.kernels.contraction import contraction_regime, line, line_doubt
+        from dynloop.kernels.contraction import contraction_regime, line_doubt
 
         found = distances(trajectories)
         floor_factor, self.min_points, confidence_level = settings
@@ -176,9 +176,6 @@ class _Rates:
         decay, span = estimates[:, 0, at.DECAY], about[:, at.STOP] - about[:, at.FIRST]
         decays = (decay * span >= np.log(floor_factor)) & (about[:, at.ENERGY] >= _SEEN)
         many = (about[:, at.LEFT] > _MANY_MODES) & (about[:, at.EARLY] > _MANY_EARLY)
-        for o in np.flatnonzero(about[:, at.FIRST] > _LINE):
-            before, _, _ = line(steps[o], 0, int(about[o, at.FIRST]))
-            many[o] |= -before < _SLOWER_BEFORE * decay[o]
         low, high = _interval(estimates, confidence_level)
         noise = np.sqrt(np.maximum(about[:, at.STATE_NOISE], 0.0))
         away = found.norms if limit_is_zero else found.from_last()
@@ -187,11 +184,13 @@ class _Rates:
         self.convinced = (decays & (decay * span >= _FALL) & ~many & white & (about[:, at.EARLY] < _LEVEL)
                           & (beyond >= self.min_points)
                           & (about[:, at.ENERGY] >= _BEYOND_DOUBT) & (decay > _SURE * estimates[:, 0, at.ERROR]))
-        for o in np.flatnonzero((many | ~decays) & np.isfinite(slopes)):
+        for o in np.flatnonzero(np.isfinite(slopes) & (many | ~decays | (-slopes < _SLOWER * decay))):
             error, freedom = line_doubt(steps[o], 0, self.regime[o], slopes[o])
-            decay[o] = -slopes[o]
             reach = _quantile(freedom, 0.5 + 0.5 * confidence_level) * error
-            low[o], high[o] = decay[o] - reach, decay[o] + reach
+            if many[o] or not decays[o]:
+                decay[o], low[o], high[o] = -slopes[o], -slopes[o] - reach, -slopes[o] + reach
+            elif 2 * reach < high[o] - low[o]:  # slower, and surer: the fit has lost a mode
+                decay[o], low[o], high[o] = -slopes[o], min(low[o], -slopes[o] - reach), high[o]
         self.rate = np.exp(-decay)
         self.low, self.high = np.exp(-high), np.maximum(np.minimum(np.exp(-np.maximum(low, -1.0)), 1.0), self.rate)
 
