@@ -89,19 +89,36 @@ def _parser() -> argparse.ArgumentParser:
                 sub.add_argument(flag, type=type(field.default), metavar="N", **common)
 
     sub = command("capture", _capture, "run a model on prompts and record its states")
-    sub.add_argument("model", metavar="MODEL", help=f"a shipped one ({', '.join(RECIPES)}) or a folder from train")
+    sub.add_argument("model", metavar="MODEL", help=f"a shipped one ({', '.join(RECIPES)}), a folder from train, or a "
+                                                    "folder or name of a checkpoint of a known family")
     sub.add_argument("--out", required=True, metavar="DIR", help="folder of the store; an unfinished one is resumed")
     sub.add_argument("--prompts", metavar="FILE", help="text file, one prompt a line, or a .json list of texts or of "
                                                        "lists of token numbers; by default the 64 shipped prompts")
     sub.add_argument("--recurrences", type=int, default=128, metavar="N", help="applications of the block")
     sub.add_argument("--tokens", type=_positions, metavar="LIST",
                      help="positions to record, such as 0,5,-1 or 3:96:4; by default all")
-    sub.add_argument("--layers", type=_positions, metavar="LIST", help="layers to record, from 1; by default all")
+    sub.add_argument("--layers", type=_layers, metavar="LIST", help="layers to record, from 1, or state for the loop "
+                                                                    "state alone; by default all")
+    sub.add_argument("--start", choices=["model", "random"], default="model", help="whose initial state")
+    sub.add_argument("--starts", type=int, default=1, metavar="N", help="initial states a prompt")
+    sub.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float64"], default="float32",
+                     help="in which states are stored")
     sub.add_argument("--seed", type=int, default=0, metavar="N",
                      help="of random initial states: prompt i uses seed + i")
     sub.add_argument("--batch-size", type=int, metavar="N", help="prompts that run together; by default what fills a "
                                                                  "shard")
+    sub.add_argument("--attention", action="store_true",
+                     help="take statistics of the loop's attention maps in the same run")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+
+    sub = command("inspect", _inspect, "find the loop of a model and print a specification to start from")
+    sub.add_argument("model", metavar="MODEL", help="a shipped one, a folder, a checkpoint's name, or "
+                                                    "package.module:function, which is called and gives a torch module")
+    sub.add_argument("--loops", metavar="NAME", help="what sets the number of loops: an argument of the forward pass, "
+                                                     "or an attribute such as config.num_hidden_layers; known families "
+                                                     "need none")
+    sub.add_argument("--at", type=_positions, default=[2, 3], metavar="A,B", help="the two numbers of loops to run")
+    sub.add_argument("--length", type=int, default=8, metavar="N", help="tokens of the prompt that it runs on")
 
     sub = command("analyze", _analyze, "measure stores or tensor files and write a report")
     sub.add_argument("recordings", nargs="+", metavar="STORE",
@@ -128,6 +145,10 @@ def _positions(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except (ValueError, TypeError):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of positions; write 0,5,-1 or 3:96:4") from None
+
+
+def _layers(text: str) -> list[int] | str:
+    return text if text == "state" else _positions(text)
 
 
 def _quickstart(options: argparse.Namespace) -> None:
@@ -178,17 +199,66 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _capture(options: argparse.Namespace) -> None:
+    import torch
+
     import dynloop
-    from dynloop.models import nano
+    from dynloop.models import load
     from dynloop.nano import shipped_prompts
 
     _check_device(options.device)
-    model = nano(options.model)
+    model = load(options.model)
     model.module.to(options.device)
     prompts = shipped_prompts() if options.prompts is None else _read_prompts(Path(options.prompts))
     store = dynloop.capture(model, prompts, out=options.out, n_recurrences=options.recurrences, tokens=options.tokens,
-                            layers=options.layers, seed=options.seed, batch_size=options.batch_size)
+                            layers=options.layers, seed=options.seed, start=options.start,
+                            n_starts=options.starts,
+                            dtype=getattr(torch, options.dtype), batch_size=options.batch_size,
+                            attention=options.attention)
     print(f"{store}\nNext: dynloop analyze {options.out} --report REPORT")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    import importlib
+
+    import torch
+
+    from dynloop.models import inspect_model, load
+    from dynloop.models.hooked_block import loop_count
+
+    if len(options.at) != 2:
+        raise ValueError(f"--at needs two numbers of loops, such as 2,3; got {options.at}.")
+    home, _, factory = options.model.partition(":")
+    if factory and not Path(options.model).exists():
+        if options.loops is None:
+            raise ValueError("--loops must say what sets the number of loops: an argument of the forward pass, or an "
+                             "attribute such as config.num_hidden_layers.")
+        sys.path.insert(0, os.getcwd())  # as `python -m` does
+        try:
+            module = getattr(importlib.import_module(home), factory)()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{options.model} cannot be imported: {error}. Name package.module:function.") from error
+        if not isinstance(module, torch.nn.Module):
+            raise ValueError(f"{options.model}() must give a torch module; it gave {type(module).__name__}.")
+        tokens = torch.zeros(1, options.length, dtype=torch.long)
+
+        def run(n: int) -> None:
+            with loop_count(module, options.loops, n) as argument:
+                module(tokens, **argument)
+    else:
+        looped = load(options.model)
+        module = looped.module
+        tokens = torch.zeros(1, looped.n_tokens or options.length, dtype=torch.long, device=looped.device)
+        paths = {part: path for path, part in module.named_modules()}
+        print(f"{looped.name} is of the family {looped.provenance.get('family')}; its specification reads, in order:")
+        for number, point in enumerate(looped.points, start=1):
+            copies = ", ".join(paths.get(part, "?") for part in point.modules)
+            print(f"  layer {number}, stack {point.stack}: {point.reads} of {copies}")
+        print()
+
+        def run(n: int) -> None:
+            start = looped.initial_state(looped.embed(tokens), seeds=[0])
+            looped.run(tokens, n * looped.multiple, start)
+    print(inspect_model(module, run, loops=tuple(options.at), loop_argument=options.loops))
 
 
 def _read_prompts(path: Path) -> list[Any]:

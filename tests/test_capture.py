@@ -22,7 +22,7 @@ from safetensors import safe_open
 import dynloop
 import dynloop.store.store as store_module
 from dynloop import capture, open_store
-from dynloop.models import nano
+from dynloop.models import StatePoint, nano
 from dynloop.nano import RECIPES, NanoConfig, NanoModel, load_checkpoint, model_hash, shipped_prompts
 from dynloop.store import StoreError
 
@@ -264,8 +264,10 @@ def test_ragged_prompts_run_as_if_each_were_alone(tmp_path, config):
 def test_labels_say_where_every_orbit_comes_from(tmp_path):
     store = capture(NanoModel(RANDOM, seed=2), RAGGED, out=tmp_path / "s", n_recurrences=4, seed=100)
     labels = store.labels
-    assert set(labels) == {"model", "prompt", "layer", "token", "seed"}
+    assert set(labels) == {"model", "prompt", "layer", "token", "seed", "stack", "start"}
     assert set(labels["model"]) == {"nano"}
+    assert set(labels["stack"]) == {"block"}
+    assert set(labels["start"]) == {0}
     assert (labels["seed"] == 100 + labels["prompt"]).all()
     expected = {(p, layer, t) for p, text in enumerate(RAGGED) for layer in (1, 2) for t in range(len(text))}
     assert set(zip(*(labels[n].tolist() for n in ("prompt", "layer", "token")), strict=True)) == expected
@@ -420,7 +422,7 @@ def test_a_layer_that_is_not_called_once_a_recurrence_is_refused(tmp_path, twice
     if twice:
         model.block[1] = model.block[0]  # now called twice a recurrence
     else:
-        looped = dataclasses.replace(looped, recorded=[model.coda[0], model.loop_norm])
+        looped = dataclasses.replace(looped, points=[StatePoint((model.coda[0],)), StatePoint((model.loop_norm,))])
     calls = r"\[6, 3\]" if twice else r"\[1, 3\]"
     with pytest.raises(RuntimeError, match=f"were called {calls} times in 3 recurrences; each must be called once"):
         capture(looped, TEXTS, out=tmp_path / "s", n_recurrences=3)
@@ -514,6 +516,21 @@ def test_a_capture_stopped_at_any_write_goes_on_to_the_same_bytes(tmp_path, monk
             assert capture(model, few, out=out, **SETTINGS).complete
             assert tree(out) == expected, sign * call
             shutil.rmtree(out)
+
+
+def test_a_capture_of_several_starts_in_another_dtype_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    settings = {**SETTINGS, "n_starts": 2, "dtype": torch.bfloat16, "recurrences": [1, 2, -1], "layers": "state"}
+    model, few = NanoModel(RANDOM), [RAGGED[0], RAGGED[1]]
+    with monkeypatch.context() as patch:
+        made = interrupted_at(patch, 0)
+        expected = tree(capture(model, few, out=tmp_path / "counted", **settings).folder)
+    for call in range(1, len(made) + 1, 3):
+        with monkeypatch.context() as patch:
+            interrupted_at(patch, call)
+            with pytest.raises(KeyboardInterrupt):
+                capture(model, few, out=tmp_path / str(call), **settings)
+        assert capture(model, few, out=tmp_path / str(call), **settings).complete
+        assert tree(tmp_path / str(call)) == expected, call
 
 
 def test_a_manifest_torn_at_any_line_goes_on_to_the_same_bytes(tmp_path, undisturbed, rng):

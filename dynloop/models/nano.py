@@ -6,9 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dynloop.models.looped_model import LoopedModel
+from torch import nn
+
+from dynloop.models.looped_model import LoopedModel, StatePoint
 from dynloop.nano import RECIPES, NanoModel, load_checkpoint, load_model, model_hash
 from dynloop.nano.model import VOCABULARY
+
+
+def recognises(module: nn.Module) -> bool:
+    """Whether a module is of this family."""
+    return isinstance(module, NanoModel)
 
 
 def nano(model: NanoModel | str | Path, *, name: str | None = None) -> LoopedModel:
@@ -40,8 +47,10 @@ def nano(model: NanoModel | str | Path, *, name: str | None = None) -> LoopedMod
     provenance: dict[str, Any] = {"family": "nano", "sha256": model_hash(model), "model": dataclasses.asdict(config),
                   **{key: value for key, value in record.items() if key in ("training", "corpus", "held_out_loss")}}
     return LoopedModel(
-        name=label, module=model, recorded=[*model.block[:-1], model.loop_norm], width=config.width,
+        name=label, module=model, width=config.width,
+        points=[StatePoint((part,)) for part in (*model.block[:-1], model.loop_norm)],
         training_recurrences=loops, vocabulary=VOCABULARY,
         encode=lambda text: list(text.encode()), embed=model.embed,
-        initial_state=model.initial_state, random_start=config.initial_state == "random", provenance=provenance,
+        initial_state=model.initial_state, step=model.step, readout=model.readout,
+        random_start=config.initial_state == "random", provenance=provenance,
         run=lambda tokens, n, state: model(tokens, n_recurrences=n, initial_state=state))

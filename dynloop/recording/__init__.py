@@ -1,6 +1,9 @@
 """Run a live model and record its states. (The room is not called `capture`: the function is, and Python binds a
 submodule's name on its package.)"""
 
+from dynloop.recording.attention import attention_of
 from dynloop.recording.capture import capture
+from dynloop.recording.record import record
+from dynloop.recording.statistics import step_statistics
 
-__all__ = ["capture"]
+__all__ = ["attention_of", "capture", "record", "step_statistics"]
