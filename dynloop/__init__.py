@@ -40,6 +40,25 @@ _HOMES = {
     "chaos_01": "dynloop.analyzers",
     "lyapunov_from_data": "dynloop.analyzers",
     "correlation_dimension": "dynloop.analyzers",
+    "LoopMap": "dynloop.maps",
+    "trajectory": "dynloop.maps",
+    "find_fixed_points": "dynloop.maps",
+    "jacobian_spectrum": "dynloop.maps",
+    "token_spectrum": "dynloop.maps",
+    "cycle_multipliers": "dynloop.maps",
+    "lyapunov_spectrum": "dynloop.maps",
+    "kaplan_yorke_dimension": "dynloop.maps",
+    "two_orbit_contraction": "dynloop.maps",
+    "basin_fractions": "dynloop.maps",
+    "attention_stability": "dynloop.maps",
+    "intervene": "dynloop.maps",
+    "recovery": "dynloop.maps",
+    "attention_statistics": "dynloop.attention",
+    "record": "dynloop.recording",
+    "step_statistics": "dynloop.recording",
+    "attention_of": "dynloop.recording",
+    "hooked_block": "dynloop.models",
+    "inspect_model": "dynloop.models",
     "estimate": "dynloop.statistics",
     "proportion": "dynloop.statistics",
 }
@@ -64,10 +83,27 @@ if TYPE_CHECKING:
         successive_distance,
         turning_angle,
     )
+    from dynloop.attention import attention_statistics
+    from dynloop.maps import (
+        LoopMap,
+        attention_stability,
+        basin_fractions,
+        cycle_multipliers,
+        find_fixed_points,
+        intervene,
+        jacobian_spectrum,
+        kaplan_yorke_dimension,
+        lyapunov_spectrum,
+        recovery,
+        token_spectrum,
+        trajectory,
+        two_orbit_contraction,
+    )
     from dynloop.measurement import Measurement
     from dynloop.measuring import analyzer, measure
+    from dynloop.models import hooked_block, inspect_model
     from dynloop.outcome import Outcome
-    from dynloop.recording import capture
+    from dynloop.recording import attention_of, capture, record, step_statistics
     from dynloop.report import Report
     from dynloop.statistics import Estimate, estimate, proportion
     from dynloop.store import Store, load, open_store, save

@@ -35,5 +35,6 @@ _SENTENCES = {
                         "look for overflow, or compute in a wider dtype.",
     Outcome.AT_PRECISION_FLOOR: "The orbit reached the floor of its number format before enough steps could be "
                                 "measured; compute in a wider dtype, or start farther away.",
-    Outcome.NOT_CONVERGED: "The orbit had not settled when the recording ended; record more recurrences.",
+    Outcome.NOT_CONVERGED: "It had not settled when the recording, or the number of evaluations allowed, ended; record "
+                           "more recurrences, or allow more.",
 }
