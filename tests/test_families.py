@@ -19,7 +19,8 @@ from torch import nn
 from dynloop.maps import LoopMap
 from dynloop.models import load, nano, recording, undisturbed, verify
 from dynloop.models.by_name import families
-from dynloop.models.family import changed, drawn, encoder, weights_hash
+from dynloop.models.family import drawn, encoder, weights_hash
+from dynloop.models.looped_model import temporarily
 from dynloop.nano import NanoConfig, NanoModel
 
 N = 5  # recurrences
@@ -494,12 +495,12 @@ def test_what_is_changed_for_a_while_is_put_back_or_taken_away():
         def __init__(self):
             self.told = 1
     thing = types.SimpleNamespace(here=1)
-    with contextlib.suppress(KeyError), changed(thing, here=2, new=3):
+    with contextlib.suppress(KeyError), temporarily(thing, here=2, new=3):
         assert (thing.here, thing.new) == (2, 3)
         raise KeyError
     assert vars(thing) == {"here": 1}
     own = Thing()
-    with changed(own, shared=2, told=2):
+    with temporarily(own, shared=2, told=2):
         assert (own.shared, own.told) == (2, 2)
     assert vars(own) == {"_told": 1}
     assert (own.shared, own.told) == (1, 1)

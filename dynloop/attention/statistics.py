@@ -51,8 +51,7 @@ def attention_statistics(model: nn.Module, *, layer: Callable[[str, int], Hashab
 
     Raises:
         RuntimeError: at the end, if the model ran and no attention was seen.
-        NotImplementedError: an attention call whose map is not known to us; the sentence names it.
-        ValueError: a symbol that is not there; another bad setting.
+        ValueError: an attention call whose map is not known to us; a symbol that is not there; another bad setting.
 
     Misleads:
         Compiled parts run eagerly inside the `with`, which may differ from their compiled selves by rounding. Dropout

@@ -84,7 +84,7 @@ class Watch(TorchFunctionMode):
         if self.inside:
             return func(*args, **kwargs)
         if func is F.multi_head_attention_forward:
-            raise NotImplementedError(
+            raise ValueError(
                 "torch.nn.MultiheadAttention computes its attention where it cannot be seen. Replace it by a module "
                 "that calls scaled_dot_product_attention, or record without attention statistics.")
         result = func(*args, **kwargs)
@@ -126,10 +126,10 @@ class Watch(TorchFunctionMode):
         for name, value in given.items():
             default = defaults.get(name)
             if name not in _FLASH_KNOWN and value is not default and value != default:
-                raise NotImplementedError(f"{path} was called with {name}={value!r}, of which we do not know what it "
+                raise ValueError(f"{path} was called with {name}={value!r}, of which we do not know what it "
                                           f"does to the map. Known are {', '.join(sorted(_FLASH_KNOWN))}.")
         if query.ndim != 4:
-            raise NotImplementedError(f"{path} was called with queries of shape {tuple(query.shape)}; "
+            raise ValueError(f"{path} was called with queries of shape {tuple(query.shape)}; "
                                       "(batch, tokens, heads, width) is needed.")
         before, after = (None if n < 0 else int(n) for n in given.get("window_size") or (-1, -1))
         if given.get("causal", False):
@@ -170,10 +170,10 @@ class Watch(TorchFunctionMode):
 
     def _guard(self, x: torch.Tensor) -> None:
         if torch._C._functorch.is_functorch_wrapped_tensor(x):
-            raise NotImplementedError("attention statistics are of plain forwards; got a call inside torch.func.jvp, "
+            raise ValueError("attention statistics are of plain forwards; got a call inside torch.func.jvp, "
                                       "vjp or vmap. Run the model by itself.")
         if x.is_nested:
-            raise NotImplementedError("attention statistics need tensors of one length; got nested ones. "
+            raise ValueError("attention statistics need tensors of one length; got nested ones. "
                                       "Run prompts of one length together.")
 
     def _record(self, kind: str, query: torch.Tensor, key: torch.Tensor, *, scale: float | None, **how: Any) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynloop.models.family import bears, changed, described, encoder, label, opened, pretrained
-from dynloop.models.looped_model import LoopedModel, StatePoint
+from dynloop.models.family import bears, described, encoder, label, opened, pretrained
+from dynloop.models.looped_model import LoopedModel, StatePoint, temporarily
 
 MODEL_TYPES = ("albert",)
 SIGNS = ("albert.encoder.albert_layer_groups", "albert.encoder.embedding_hidden_mapping_in", "predictions")
@@ -72,7 +72,7 @@ def albert(model: nn.Module | str | Path, *, name: str | None = None, tokenizer:
     def run(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor) -> torch.Tensor:
         handle = encoded.embedding_hidden_mapping_in.register_forward_hook(lambda *_: state)
         try:
-            with changed(encoded.config, num_hidden_layers=n_recurrences):
+            with temporarily(encoded.config, num_hidden_layers=n_recurrences):
                 out = whole(input_ids=tokens)
         finally:
             handle.remove()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -216,22 +215,26 @@ def drawn(like: torch.Tensor, seeds: Sequence[int] | None,
     return torch.cat(rows).to(like)
 
 
-@contextlib.contextmanager
-def changed(thing: Any, **values: Any) -> Iterator[None]:
-    """Set attributes of `thing`, and put back what was there; what the instance itself did not have is removed."""
-    absent = object()
-    was = {name: getattr(thing, name, absent) for name in values}
-    own = {name for name in values if name in vars(thing)}
-    try:
-        for name, value in values.items():
-            setattr(thing, name, value)
-        yield
-    finally:
-        for name, value in was.items():
-            if name in vars(thing) and name not in own:
-                delattr(thing, name)
-            elif value is not absent:
-                setattr(thing, name, value)
+def run_and_generate(once: Callable[..., Any],
+                     begin: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Callable, Callable]:
+    """`run` and `generate` of a specification, of a family that transformers' cache works for.
+
+    Args:
+        once: (state, n_recurrences, **settings of the forward pass) -> its output, with logits.
+        begin: tokens -> the state that they start from.
+    """
+    def run(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor) -> torch.Tensor:
+        return once(state, n_recurrences, use_cache=False).logits
+
+    def generate(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor, n_new_tokens: int) -> torch.Tensor:
+        cache = None
+        for _ in range(n_new_tokens):
+            out = once(state, n_recurrences, use_cache=True, past_key_values=cache)
+            following, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+            tokens, state = torch.cat((tokens, following), dim=1), begin(following)
+        return tokens
+
+    return run, generate
 
 
 def masks(kind: str, config: Any, embedded: torch.Tensor) -> torch.Tensor | None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynloop.models.family import bears, changed, described, encoder, opened
-from dynloop.models.looped_model import LoopedModel, StatePoint
+from dynloop.models.family import bears, described, encoder, opened
+from dynloop.models.looped_model import LoopedModel, StatePoint, temporarily
 from dynloop.settings import check_number
 
 SIGNS = ("inner.L_level.layers", "inner.H_level.layers", "inner.L_init", "inner.H_init", "initial_carry")
@@ -105,7 +105,7 @@ def two_timescales(model: nn.Module | str | Path, family: str, signs: Sequence[s
             cycles = min(left, config.H_cycles)
             # halted rows would start again; the count of steps would halt them
             carry = dataclasses.replace(carry, halted=going, steps=torch.zeros_like(carry.steps))
-            with changed(inner.config, H_cycles=cycles):
+            with temporarily(inner.config, H_cycles=cycles):
                 carry, outputs = whole(carry, batch)
             left -= cycles
         return outputs["logits"]

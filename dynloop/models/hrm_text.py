@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynloop.models.family import bears, changed, described, encoder, label, masks, opened, pretrained
-from dynloop.models.looped_model import LoopedModel, StatePoint
+from dynloop.models.family import bears, described, encoder, label, masks, opened, pretrained, run_and_generate
+from dynloop.models.looped_model import LoopedModel, StatePoint, temporarily
 
 MODEL_TYPES = ("hrm_text",)
 SIGNS = ("model.L_module.layers", "model.H_module.layers", "model.z_L_init", "lm_head")
@@ -83,22 +83,13 @@ def hrm_text(model: nn.Module | str | Path, *, name: str | None = None, tokenize
         try:
             # z_H enters where the embeddings do, unscaled; z_L where the model keeps its own start, one a token
             inner.z_L_init = nn.Parameter(fast, requires_grad=False)
-            with changed(inner, embedding_scale=1.0), changed(config, H_cycles=n_recurrences, num_hidden_layers=calls):
+            with temporarily(inner, embedding_scale=1.0), \
+                    temporarily(config, H_cycles=n_recurrences, num_hidden_layers=calls):
                 return whole(inputs_embeds=slow, **settings)
         finally:
             inner.z_L_init = own
 
-    def run(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor) -> torch.Tensor:
-        return once(state, n_recurrences, use_cache=False).logits
-
-    def generate(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor, n_new_tokens: int) -> torch.Tensor:
-        cache = None
-        for _ in range(n_new_tokens):
-            out = once(state, n_recurrences, use_cache=True, past_key_values=cache)
-            following, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
-            tokens, state = torch.cat((tokens, following), dim=1), initial_state(embed(following))
-        return tokens
-
+    run, generate = run_and_generate(once, lambda tokens: initial_state(embed(tokens)))
     return LoopedModel(
         name=called, module=whole, points=points, state_points=(len(points) - len(high.layers) - 1, len(points) - 1),
         width=config.hidden_size, training_recurrences=f"{config.H_cycles} of {config.L_cycles} fast cycles each",

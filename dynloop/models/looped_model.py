@@ -229,15 +229,23 @@ def parameter_identity(module: nn.Module) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def temporarily(owner: Any, **values: Any) -> Iterator[None]:
-    """Set attributes of `owner`, such as the number of loops in a configuration, and put them back."""
-    was = {name: getattr(owner, name) for name in values}
+    """Set attributes of `owner`, such as the number of loops in a configuration, and put back what was there.
+
+    What the instance itself did not have is removed.
+    """
+    absent = object()
+    was = {name: getattr(owner, name, absent) for name in values}
+    own = {name for name in values if name in vars(owner)}
     try:
         for name, value in values.items():
             setattr(owner, name, value)
         yield
     finally:
         for name, value in was.items():
-            setattr(owner, name, value)
+            if name in vars(owner) and name not in own:
+                delattr(owner, name)
+            elif value is not absent:
+                setattr(owner, name, value)
 
 
 @contextlib.contextmanager

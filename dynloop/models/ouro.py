@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynloop.models.family import bears, changed, described, encoder, label, masks, opened, pretrained
-from dynloop.models.looped_model import LoopedModel, StatePoint
+from dynloop.models.family import bears, described, encoder, label, masks, opened, pretrained, run_and_generate
+from dynloop.models.looped_model import LoopedModel, StatePoint, temporarily
 
 KINDS = {"full_attention": "causal", "sliding_attention": "sliding_window_causal"}
 
@@ -76,20 +76,10 @@ def ouro(model: nn.Module | str | Path, *, name: str | None = None, tokenizer: A
 
     def once(state: torch.Tensor, n_recurrences: int, **settings: Any) -> Any:
         mapping = {kind: masks(how, config, state) if state.shape[1] > 1 else None for kind, how in kinds.items()}
-        with changed(inner, total_ut_steps=n_recurrences), changed(config, total_ut_steps=n_recurrences):
+        with temporarily(inner, total_ut_steps=n_recurrences), temporarily(config, total_ut_steps=n_recurrences):
             return whole(inputs_embeds=state, attention_mask=mapping, exit_at_step=n_recurrences - 1, **settings)
 
-    def run(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor) -> torch.Tensor:
-        return once(state, n_recurrences, use_cache=False).logits
-
-    def generate(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor, n_new_tokens: int) -> torch.Tensor:
-        cache = None
-        for _ in range(n_new_tokens):
-            out = once(state, n_recurrences, use_cache=True, past_key_values=cache)
-            following, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
-            tokens, state = torch.cat((tokens, following), dim=1), inner.embed_tokens(following)
-        return tokens
-
+    run, generate = run_and_generate(once, inner.embed_tokens)
     return LoopedModel(
         name=called, module=whole, points=[StatePoint((part,)) for part in (*layers[:-1], inner.norm)],
         width=config.hidden_size, training_recurrences=str(inner.total_ut_steps), vocabulary=config.vocab_size,

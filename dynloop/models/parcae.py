@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynloop.models.family import bears, changed, described, drawn, encoder, opened
-from dynloop.models.looped_model import LoopedModel, StatePoint
+from dynloop.models.family import bears, described, drawn, encoder, opened
+from dynloop.models.looped_model import LoopedModel, StatePoint, temporarily
 
 SIGNS = ("transformer.core_block", "transformer.adapter", "transformer.C", "iterate_forward")
 
@@ -68,18 +68,18 @@ def parcae(model: nn.Module | str | Path, *, name: str | None = None, tokenizer:
 
     def step(state: torch.Tensor, context: dict[str, torch.Tensor]) -> torch.Tensor:
         # the layers' value embeddings look the tokens up on the model itself
-        with changed(whole, _current_input_ids=context["tokens"]):
+        with temporarily(whole, _current_input_ids=context["tokens"]):
             return whole.core_block_forward(state, context["embedded"], positions(state), None, torch.tensor(0),
                                             torch.tensor(1))
 
     def readout(state: torch.Tensor, context: dict[str, torch.Tensor]) -> torch.Tensor:
         # the model's own forward with its loop left out: its head comes in several forms
         count = torch.tensor(0)
-        with changed(whole, iterate_forward=lambda *_: (state, count, count, state), _current_input_ids=None):
+        with temporarily(whole, iterate_forward=lambda *_: (state, count, count, state), _current_input_ids=None):
             return whole.forward(context["tokens"], return_logits=True)["logits"]
 
     def run(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor) -> torch.Tensor:
-        with changed(whole, initialize_state=lambda embedded: state.clone(), _current_input_ids=None):
+        with temporarily(whole, initialize_state=lambda embedded: state.clone(), _current_input_ids=None):
             return whole(tokens, num_steps_pair=torch.tensor([n_recurrences, 0]), return_logits=True)["logits"]
 
     return LoopedModel(
