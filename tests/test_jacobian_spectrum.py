@@ -118,6 +118,11 @@ def test_all_numbers_are_those_of_the_dense_matrix(kind, rng):
     assert m["n_products"][0] == 60
 
 
+def upper(values):
+    """In order, each with its conjugate's upper half: of two equal pairs, either half may come first."""
+    return np.sort_complex(values.real + 1j * np.abs(values.imag))
+
+
 @devices
 @each_kind
 def test_products_give_what_the_dense_matrix_gives(kind, rng, device):
@@ -127,7 +132,7 @@ def test_products_give_what_the_dense_matrix_gives(kind, rng, device):
     assert m.found.all()
     scale = expected["spectral_radius"]
     np.testing.assert_allclose(np.abs(found(m)), np.abs(dense(matrix)[:4]), atol=1e-6 * scale)
-    np.testing.assert_allclose(np.sort_complex(found(m)[:2]), np.sort_complex(dense(matrix)[:2]), atol=1e-6 * scale)
+    np.testing.assert_allclose(upper(found(m)[:2]), upper(dense(matrix)[:2]), atol=1e-6 * scale)
     np.testing.assert_allclose(m["operator_norm"], expected["operator_norm"], rtol=1e-8)
     np.testing.assert_allclose(m["transient_growth"], expected["transient_growth"], rtol=1e-4)
     assert abs(m["rms_gain"][0] - expected["rms_gain"]) <= max(4 * m["rms_gain_error"][0], 1e-9)
