@@ -389,3 +389,30 @@ def test_shipped_models_settle_or_drift(name):
 def test_bad_settings_are_refused_with_what_to_do(change, words):
     with pytest.raises(ValueError, match=words):
         find_fixed_points(**{"map": scalar(torch.tanh), "starts": column(0.1, 0.2), **change})
+
+
+@pytest.mark.parametrize("method", ["anderson", "iteration", "newton_krylov"])
+@pytest.mark.parametrize("name", ["zero", "relu", "tiny"])
+def test_the_origin_is_one_point_however_many_starts_reach_it(name, method):
+    weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 4
+    step = {"zero": lambda x, contexts: 0 * x, "tiny": lambda x, contexts: 1e-20 * x,
+            "relu": lambda x, contexts: torch.relu(x @ weight.T - 0.5)}[name]
+    starts = torch.randn(32, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = find_fixed_points(LoopMap(step, (6,)), starts, method=method)
+    assert found.measurement.found.all()
+    assert len(found.points) == 1
+    assert float(found.points.abs().max()) < 1e-9
+
+
+def test_a_block_that_writes_to_its_input_is_the_same_map():
+    def step(x, contexts):
+        x *= 0.5
+        x += 1
+        return x
+
+    starts = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kept = starts.clone()
+    found = find_fixed_points(LoopMap(step, (3,)), starts)
+    assert torch.equal(starts, kept)
+    assert len(found.points) == 1
+    torch.testing.assert_close(found.points[0], torch.full((3,), 2.0, dtype=torch.float64))

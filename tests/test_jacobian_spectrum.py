@@ -319,3 +319,9 @@ def test_shapes_and_formats_that_do_not_fit_are_refused():
     f = linear(np.eye(3), dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"float32 or float64; linear computes in torch\.bfloat16"):
         jacobian_spectrum(f, at_zero(f))
+
+
+def test_rows_that_are_all_not_finite_are_said_so():
+    f = LoopMap(lambda x, contexts: x / 2, (3,))
+    m = jacobian_spectrum(f, torch.full((2, 3), torch.nan))
+    assert m.outcomes.tolist() == [Outcome.NOT_FINITE] * 2

@@ -418,3 +418,32 @@ def test_only_a_map_of_a_model_has_initial_states_and_a_readout():
 
 def test_a_map_says_what_it_is():
     assert repr(LoopMap(lambda x, c: x, (3,))) == "LoopMap(map: states (3,), 1 context, float64)"
+
+
+def test_a_module_that_writes_to_its_buffers_is_no_map():
+    class Counter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, x):
+            self.n += 1
+            return x / 2 + self.n
+
+    module = Counter()
+    f = LoopMap.from_module(module, (2,))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="Counter writes to its own buffers"):
+            f(torch.zeros(1, 2))
+    assert module.n == 0
+
+
+@pytest.mark.parametrize("shape", [(), 3, (2, 0), ("a",)])
+def test_a_shape_that_is_none_is_refused(shape):
+    with pytest.raises(ValueError, match="state_shape must be a sequence of whole numbers above 0"):
+        LoopMap(lambda x, contexts: x, shape)
+
+
+def test_a_function_that_changes_the_shape_is_no_map():
+    with pytest.raises(ValueError, match=r"gave \(4, 1\) for states \(4, 2\)"):
+        LoopMap(lambda x, contexts: x[:, :1], (2,))(torch.zeros(4, 2))

@@ -70,8 +70,9 @@ class Search:
         self.broken[own] = torch.as_tensor(broken[which]).to(self.broken)
 
     def scale(self, rows: torch.Tensor) -> torch.Tensor:
-        """Norm of the best state, but at least the smaller of ||x_0|| and ||F(x_0)||."""
-        return torch.maximum(norm(self.states[rows]), torch.minimum(self.start_norms, self.image_norms)[rows])
+        """Norm of the best state, at least the smaller of ||x_0|| and ||F(x_0)||, and the tolerance: 0 is a state."""
+        least = torch.minimum(self.start_norms, self.image_norms)[rows].clamp(min=self.tolerance)
+        return torch.maximum(norm(self.states[rows]), least)
 
     def rounding(self, rows: torch.Tensor) -> torch.Tensor:
         """What rounding the state alone does to it."""
@@ -79,7 +80,7 @@ class Search:
 
     def apart(self, row: int) -> torch.Tensor:
         """Relative distance of one start's state to those of all in its context, (n,) on the host."""
-        scale = torch.maximum(norm(self.states), torch.minimum(self.start_norms, self.image_norms))
+        scale = self.scale(torch.arange(len(self.states), device=self.states.device))
         apart = norm(self.states - self.states[row]) / torch.maximum(scale, scale[row])
         return torch.where(self.contexts == self.contexts[row], apart.cpu().double().nan_to_num(math.inf), math.inf)
 

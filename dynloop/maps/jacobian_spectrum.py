@@ -117,6 +117,8 @@ def jacobian_spectrum(loop_map: LoopMap, states: torch.Tensor, contexts: torch.T
     with points.held():
         for part in chunks(n, points.row_bytes(dim if dense else 3 * _SUBSPACE)):
             rows = np.arange(n)[part][points.finite[part]]
+            if not len(rows):
+                continue
             if dense:
                 for row, jacobian in zip(rows, points.dense(rows), strict=True):
                     answer = _exact(jacobian, n_eigenvalues, n_powers) if np.isfinite(jacobian).all() else None
@@ -124,7 +126,7 @@ def jacobian_spectrum(loop_map: LoopMap, states: torch.Tensor, contexts: torch.T
                     for name, value in (answer or {}).items():
                         table[name][row] = value
                     table["n_products"][row] = dim
-            elif len(rows):
+            else:
                 answers, outcomes[rows] = _by_products(points, rows, settings, seed)
                 for name, values in answers.items():
                     table[name][rows] = values

@@ -52,7 +52,12 @@ class LoopMap:
     def __init__(self, function: MapFunction, state_shape: Sequence[int], *, n_contexts: int = 1,
                  dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu",
                  module: nn.Module | None = None, causal: bool = False, name: str = "map") -> None:
-        self.function, self.state_shape = function, tuple(state_shape)
+        if not isinstance(state_shape, Sequence) or not state_shape or \
+                not all(hasattr(n, "__index__") and n > 0 for n in state_shape):
+            raise ValueError(f"state_shape must be a sequence of whole numbers above 0, such as (3,) or (tokens, "
+                             f"features); got {state_shape!r}. A state that is one number has (1,).")
+        self.state_shape = tuple(map(int, state_shape))
+        self.function = functools.partial(self._apply, function)
         self.n_contexts, self.dtype, self.device = n_contexts, dtype, torch.device(device)
         self.module, self.causal, self.name = module, causal, name
         self.live: _LiveModel | None = None
@@ -187,6 +192,13 @@ class LoopMap:
         """Numbers in one state."""
         return int(torch.Size(self.state_shape).numel())
 
+    def _apply(self, function: MapFunction, states: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+        following = function(states.clone(), contexts)  # which may write to what it is given
+        if following.shape != states.shape:
+            raise ValueError(f"{self.name} gave {tuple(following.shape)} for states {tuple(states.shape)}: a map gives "
+                             "states of the same shape.")
+        return following
+
     def _contexts(self, n: int, contexts: Any) -> torch.Tensor:
         if contexts is None:
             return torch.arange(n) % self.n_contexts
@@ -292,8 +304,11 @@ class LoopMap:
             raise ValueError(f"{self.name} is not causal, so that the blocks of single tokens do not give the spectrum "
                              "of its Jacobian. Use jvps; for a causal map of your own, say causal=True.")
         if not self._tokens_are_apart:
-            self._try_own_tokens(states[:1], self._contexts(len(states), contexts)[:1])
-            self._tokens_are_apart = True
+            finite = states.isfinite().flatten(1).all(1).nonzero().flatten().tolist()
+            if finite:
+                i = finite[0]
+                self._try_own_tokens(states[i:i + 1], self._contexts(len(states), contexts)[i:i + 1])
+                self._tokens_are_apart = True
         return self._pushed(states, tangents, contexts, "own token")
 
     def _try_own_tokens(self, states: torch.Tensor, contexts: torch.Tensor) -> None:

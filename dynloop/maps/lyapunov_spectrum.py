@@ -218,7 +218,8 @@ def _along_loop(loop: LoopMap, starts: Any, contexts: Any, k: int, n_steps: int,
                 rng: np.random.Generator) -> _Run:
     import torch
 
-    states, contexts = loop._checked(torch.as_tensor(starts).detach(), contexts)
+    starts = starts.detach() if isinstance(starts, torch.Tensor) else torch.from_numpy(np.asarray(starts, dtype=float))
+    states, contexts = loop._checked(starts, contexts)
     n, dim = len(states), loop.dim
     exact = torch.float64 if loop.dtype == torch.float64 else torch.float32  # half precision has no QR
     drawn = rng.standard_normal((n, dim, k), dtype=np.float64 if exact == torch.float64 else np.float32)

@@ -4,7 +4,9 @@ coded casts do not lower, and weights that are lent to the module and taken back
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import copy
 import functools
 import math
 import sys
@@ -451,6 +453,8 @@ class Snapshot:
         def copied(tensor: Any) -> Any:
             if type(tensor) in (tuple, list):
                 return type(tensor)(copied(each) for each in tensor)
+            if type(tensor) in (collections.deque, set):
+                return copy.copy(tensor)
             if type(tensor) is dict:
                 return {name: copied(each) for name, each in tensor.items()}
             if not isinstance(tensor, torch.Tensor):
@@ -473,10 +477,17 @@ class Snapshot:
             if "_compiled_call_impl" in own:
                 own["_compiled_call_impl"] = None
             self.parts.append((part, own))
+        self.buffers = [(own, own.clone()) for _, held in self.parts for own in held["_buffers"].values()
+                        if own is not None]
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
-        """The module is the snapshot, within."""
+        """The module is the snapshot, within.
+
+        Raises:
+            ValueError: its code has written to a buffer, so that it is no map.
+        """
+        versions = [own._version for own, _ in self.buffers]
         real = [part.__dict__ for part, _ in self.parts]
         homes = [home for home in {type(part).__module__ for part, _ in self.parts}
                  if hasattr(sys.modules.get(home), "flash_attn_func")]
@@ -492,6 +503,14 @@ class Snapshot:
                 object.__setattr__(part, "__dict__", whole)
             for home, kernel in zip(homes, kernels, strict=True):
                 sys.modules[home].flash_attn_func = kernel  # type: ignore[attr-defined]
+            written = [pair for pair, was in zip(self.buffers, versions, strict=True) if pair[0]._version != was]
+            with torch.no_grad():
+                for own, kept in written:
+                    own.copy_(kept)
+        if written:
+            raise ValueError(f"{type(self.parts[0][0]).__name__} writes to its own buffers in its step: applied twice, "
+                             "it is not one map applied twice. Make what it remembers part of the state, or leave it "
+                             "out.")
 
 
 @contextlib.contextmanager
