@@ -19,7 +19,7 @@ from torch import nn
 
 from dynloop import capture, open_store, save
 from dynloop.cli import main
-from dynloop.models import StatePoint, hooked_block, inspect_model, nano, recording, verify
+from dynloop.models import StatePoint, hooked_block, inspect_model, nano, recording, undisturbed, verify
 from dynloop.nano import NanoConfig, NanoModel
 from dynloop.recording import record, step_statistics
 from dynloop.store import StoreError
@@ -608,3 +608,69 @@ def test_a_point_that_holds_no_state_is_refused(tmp_path):
 
 def test_a_nano_model_by_name_is_verified():
     assert verify(nano("nano-drifts")).step_error == 0.0
+
+
+class Encoders(nn.Module):
+    """A causal loop over torch's own layer, whose fused kernel gives other bits than its parts."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(11, 16), nn.Linear(16, 11)
+        self.block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, tokens, loops=3):
+        self.calls += 1
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        h = self.embedding(tokens)
+        for _ in range(loops):
+            h = self.block(h, src_mask=mask, is_causal=True)
+        return self.head(h)
+
+
+def test_torch_s_own_encoder_layer_keeps_its_kernel_and_its_bits(tmp_path):
+    model = Encoders().eval()
+    looped = hooked_block(model, ["block"], loops="loops", vocabulary=11)
+    tokens = torch.arange(8).reshape(2, 4)
+    with torch.no_grad():
+        alone = model(tokens, loops=5)
+    model.calls.zero_()
+    store = capture(looped, tokens.tolist(), out=tmp_path / "s", n_recurrences=5)
+    assert model.calls == 0  # buffers come back, too
+    assert torch.equal(torch.cat([torch.as_tensor(np.asarray(batch["logits"])) for batch in store.inputs()]), alone)
+    assert "forward" not in vars(model.block)
+
+
+def test_evaluation_mode_is_set_without_calling_eval():
+    class Merging(nn.Linear):
+        def train(self, mode=True):
+            if not mode:
+                self.weight.data *= 2
+            return super().train(mode)
+
+    model = Merging(3, 3)
+    kept = model.weight.detach().clone()
+    with undisturbed(model):
+        assert not model.training
+    assert model.training
+    assert torch.equal(model.weight, kept)
+
+
+@pytest.mark.parametrize("inputs", [[1, 2, 3], [[float("nan")]], [["a"]], [None], None, iter([[1]])])
+def test_what_is_no_list_of_prompts_is_said_so(inputs, tmp_path):
+    with pytest.raises(ValueError, match=r"One prompt\? Pass \[prompt\]|are whole numbers from 0"):
+        capture("nano-settles", inputs, out=tmp_path / "s", n_recurrences=2)
+
+
+def test_noise_that_the_specification_does_not_know_of_is_refused(tmp_path):
+    class Noisy(Encoders):
+        def forward(self, tokens, loops=3):
+            h = self.embedding(tokens)
+            for _ in range(loops):
+                h = self.block(nn.functional.dropout(h, 0.3))
+            return self.head(h)
+
+    looped = hooked_block(Noisy(), ["block"], loops="loops", vocabulary=11)
+    with pytest.raises(RuntimeError, match="draws random numbers while it runs"):
+        capture(looped, [[1, 2, 3]], out=tmp_path / "s", n_recurrences=2)

@@ -145,7 +145,7 @@ class Watch(TorchFunctionMode):
         if scores.ndim != 4 or dim not in (-1, 3):
             return
         chain: Chain | None = getattr(scores, "_dynloop_chain", None)
-        if chain is None and not self._in_attention():
+        if self._kind() == "router" or (chain is None and self._kind() != "attention"):
             return
         self._guard(scores)
         with _exact(scores.device):
@@ -158,15 +158,15 @@ class Watch(TorchFunctionMode):
             self._finish("softmax", Given(scores, dtype=self._dtype), None,
                          "the scores cannot be traced back to queries and keys, or were not what these give")
 
-    def _in_attention(self) -> bool:
-        """Whether the innermost module that says what it is, is an attention module."""
+    def _kind(self) -> str:
+        """"router" or "attention": what the innermost module that says what it is, is; "" where none does."""
         for name, kind in reversed(self._running):
             own = f"{name.rpartition('.')[2]} {kind}".lower()
             if any(word in own for word in _ROUTERS):
-                return False
-            if "att" in own:
-                return True
-        return False
+                return "router"
+            if "attn" in own or "attention" in own or own.split()[-1].startswith("att"):
+                return "attention"
+        return ""
 
     def _guard(self, x: torch.Tensor) -> None:
         if torch._C._functorch.is_functorch_wrapped_tensor(x):

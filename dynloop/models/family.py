@@ -139,6 +139,9 @@ def weights_hash(module: nn.Module) -> str:
     """SHA-256 over the names, shapes, types and values of every weight and saved buffer."""
     digest = hashlib.sha256()
     for name, weight in sorted(module.state_dict().items()):
+        if not isinstance(weight, torch.Tensor):  # extra state of a module
+            digest.update(f"{name} {weight!r}".encode())
+            continue
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

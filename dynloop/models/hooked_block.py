@@ -168,6 +168,10 @@ def hooked_block(module: nn.Module, points: Sequence[Point], *, loops: str | Non
                              "'num_steps', or an attribute such as 'config.num_hidden_layers'. Or give run=.")
 
         def own(tokens: torch.Tensor, n_recurrences: int, state: Any) -> torch.Tensor:
+            if state is not None and (random_start or embed is None or initial_state is None or not torch.equal(
+                    state, initial_state(embed(tokens), seeds=range(len(tokens))))):
+                raise ValueError(f"the forward pass of {label} starts where it always does, and was to start from "
+                                 "another state. Give hooked_block run=, which puts the state in.")
             with loop_count(module, loops, n_recurrences) as argument:
                 output = first_state(module(tokens, **argument))
             if output is None:
@@ -198,14 +202,23 @@ def hooked_block(module: nn.Module, points: Sequence[Point], *, loops: str | Non
                     "points": _described(module, found), "loops": loops, **(provenance or {})})
     if width is not None:
         return looped
-    widths: set[int] = set()
+    widths, shapes = set[int](), set[tuple[int, ...]]()
     tokens = torch.zeros(1, looped.n_tokens or 2, dtype=torch.long, device=looped.device)
     n = looped.most_recurrences if copies else min(2 * looped.multiple, looped.most_recurrences or 2**31)
-    with undisturbed(module), recording(looped, lambda f, r, p, state: widths.add(state.shape[-1])) as calls:
+
+    def see(forward: int, recurrence: int, point: int, state: torch.Tensor) -> None:
+        widths.add(state.shape[-1])
+        shapes.add(tuple(state.shape[:-1]))
+
+    with undisturbed(module), recording(looped, see) as calls:
         start = looped.initial_state(looped.embed(tokens), seeds=[0]) if looped.is_map else None
         run(tokens, n or 1, start)
     calls.check(n or 1)
     if len(widths) != 1:
         raise ValueError(f"the states of {label} have {sorted(widths)} features; all points need the same width. "
                          "Choose points that see the residual stream.")
+    due = (1, tokens.shape[1] + prefix)
+    if tokens.shape[1] > 1 and shapes != {due}:
+        raise ValueError(f"the states of {label} have shapes {sorted(shapes)} before their features where {due} is due "
+                         "(prompts, tokens): tokens first, or tokens run together. Choose other points.")
     return dataclasses.replace(looped, width=widths.pop())

@@ -250,19 +250,25 @@ def temporarily(owner: Any, **values: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluate `module` eagerly and without gradients; restore every submodule's training mode and every random state.
+    """Evaluate `module` eagerly and without gradients; restore its training modes, its buffers, every random state.
 
     Compiled modules run their Python code: hooks inside a graph that was compiled without them would never be called.
     """
     was = {part: part.training for part in module.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     python, numpy = random.getstate(), np.random.get_state()
     cuda = sorted({tensor.device.index for tensor in module.parameters() if tensor.device.type == "cuda"})
-    module.eval()
     try:
+        for part in was:
+            part.training = False  # not eval(): modules that merge weights in it would come back changed
         with torch.no_grad(), torch.random.fork_rng(devices=cuda), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for part, training in was.items():
             part.training = training
+        with torch.no_grad():
+            for buffer, kept in buffers:
+                if not torch.equal(buffer, kept):
+                    buffer.copy_(kept)
         random.setstate(python)
         np.random.set_state(numpy)

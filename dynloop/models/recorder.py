@@ -56,7 +56,6 @@ class Calls:
             return
         mask = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 and not bool(mask.all()) else None
         if mask is not None and self.looped.mask == "ignored":
-            self.depth = 0
             raise ValueError(f"{self.looped.name} ignores its attention mask: in a padded batch the states of real "
                              "tokens depend on the padding. Run prompts of one length together, or one by one.")
         self.masks.append(mask)
@@ -131,6 +130,30 @@ class Calls:
                            "wrong.")
 
 
+class _Wrapped:
+    """Reads the calls of a part of a `torch.nn.TransformerEncoderLayer` around its forward: where a hook is set, that
+    layer takes another kernel, which gives other bits."""
+
+    def __init__(self, module: nn.Module, reads: str, see: Callable[..., None]) -> None:
+        self.module, self.was, inner = module, vars(module).get("forward"), module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.reads_input:
+                see(module, "input", args, kwargs)
+            output = inner(*args, **kwargs)
+            if not self.reads_input:
+                see(module, "output", output, None)
+            return output
+
+        self.reads_input = reads == "input"
+        module.forward = forward
+
+    def remove(self) -> None:
+        del self.module.forward
+        if self.was is not None:
+            self.module.forward = self.was
+
+
 @contextlib.contextmanager
 def recording(looped: LoopedModel, on_state: OnState) -> Iterator[Calls]:
     """While it is open, `on_state(forward pass, recurrence, point, state)` sees every state, all counted from 0.
@@ -172,7 +195,13 @@ def recording(looped: LoopedModel, on_state: OnState) -> Iterator[Calls]:
                                "Use the module that was scripted.")
     try:
         handles.append(root.register_forward_pre_hook(begin, prepend=True, with_kwargs=True))
+        fused = {part for layer in root.modules() if isinstance(layer, nn.TransformerEncoderLayer)
+                 and not any(part._forward_hooks or part._forward_pre_hooks for part in layer.modules())
+                 for part in layer.modules()}
         for module, reads in calls.places:
+            if module in fused:
+                handles.append(_Wrapped(module, reads, see))
+                continue
             handles.append(module.register_forward_pre_hook(before, with_kwargs=True) if reads == "input" else
                            module.register_forward_hook(after, with_kwargs=True))
         handles.append(root.register_forward_hook(lambda *_: calls.end(), always_call=True))

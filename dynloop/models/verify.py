@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dynloop.models.looped_model import LoopedModel, undisturbed
+from dynloop.models.looped_model import LoopedModel, Missing, undisturbed
 from dynloop.models.recorder import recording
 from dynloop.settings import check_number, check_whole
 
@@ -70,7 +70,9 @@ def verify(model: LoopedModel, tokens: torch.Tensor | None = None, *, n_recurren
         0.0
     """
     if not model.is_map:
-        model.embed(torch.zeros(1, 1, dtype=torch.long))  # says what is missing
+        for part in (model.embed, model.initial_state, model.step):
+            if isinstance(part, Missing):
+                part()
     if tokens is None:
         length = model.n_tokens or 8
         tokens = (torch.arange(2 * length) * 7 + 3).reshape(2, length) % model.vocabulary

@@ -19,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dynloop.models import LoopedModel, load, recording, undisturbed
+from dynloop.models.looped_model import Missing
 from dynloop.recording.attention import AttentionLayers, AttentionRecording, attention_layers
 from dynloop.recording.prompts import encode_prompts, positions_of
 from dynloop.recording.statistics import per_step
@@ -246,8 +247,9 @@ def _attention(looped: LoopedModel, prompts: list[list[int]], n_recurrences: int
 
 def _random_start(looped: LoopedModel) -> Callable[..., torch.Tensor]:
     """An initial state as long as the model's own, token by token, in a direction drawn on the CPU from each seed."""
-    if not looped.is_map:
-        looped.embed(torch.zeros(1, 1, dtype=torch.long))  # says what is missing
+    for part in (looped.embed, looped.initial_state, looped.step):
+        if isinstance(part, Missing):
+            part()  # says what is missing
 
     def initial_state(context: Any, *, seeds: Sequence[int]) -> torch.Tensor:
         own = looped.initial_state(context, seeds=seeds)
@@ -353,6 +355,7 @@ class _Recording:
 
     def __init__(self, looped: LoopedModel, batch: _Batch, plan: _Plan) -> None:
         self.looped, self.batch, self.plan = looped, batch, plan
+        self.computed = looped.compute_dtype  # here, where no autocast of the model's own is on
         self.slots = {point: (layer, slice(part * looped.width, (part + 1) * looped.width))
                       for layer, (_, _, points) in enumerate(plan.layers) for part, point in enumerate(points)}
         self.states: torch.Tensor | None = None
@@ -360,7 +363,7 @@ class _Recording:
         self.chosen: dict[torch.device, torch.Tensor] = {}
 
     def _allocate(self, state: torch.Tensor) -> torch.Tensor:
-        name, computed = self.looped.name, self.looped.compute_dtype
+        name, computed = self.looped.name, self.computed
         if torch.finfo(state.dtype).eps > torch.finfo(computed).eps:
             raise RuntimeError(f"{name} computes its states in {state.dtype}, its specification says {computed}: the "
                                "floor of its precision would be taken for too low. Set dtype= in the specification.")
@@ -422,6 +425,7 @@ def _run(looped: LoopedModel, prompts: list[list[int]], batch: _Batch,
             if looped.is_map:
                 start = looped.initial_state(looped.embed(some), seeds=seeds[record.rows])
                 starts.append(start.cpu())
+            drawn = torch.get_rng_state()
             with recording(looped, record) as calls, \
                     contextlib.nullcontext() if maps is None else maps.watching(record.rows, calls):
                 if plan.n_new_tokens:
@@ -432,6 +436,10 @@ def _run(looped: LoopedModel, prompts: list[list[int]], batch: _Batch,
                     if result.ndim > 1 and result.shape[1] == batch.length:
                         result = result[:, batch.chosen]
             results.append(result.cpu())
+            if not looped.random_start and not torch.equal(drawn, torch.get_rng_state()):
+                raise RuntimeError(f"{looped.name} draws random numbers while it runs (dropout that is always on, an "
+                                   "undeclared random start): its states would depend on what runs beside them. Switch "
+                                   "that off, or say random_start=True in the specification.")
         calls.check(plan.n_recurrences, max(1, plan.n_new_tokens))
         lengths[record.rows, :len(batch.chosen)] = calls.recurrences[0]
         for forward in range(batch.n_decoded):

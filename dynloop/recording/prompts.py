@@ -21,15 +21,19 @@ def encode_prompts(model: LoopedModel, inputs: Any) -> list[list[int]]:
     """
     if isinstance(inputs, Mapping) or (hasattr(inputs, "keys") and "input_ids" in inputs):
         inputs = _without_padding(inputs)
-    if isinstance(inputs, str | bytes) or not len(inputs):
+    if isinstance(inputs, str | bytes) or not hasattr(inputs, "__len__") or not len(inputs):
+        empty = hasattr(inputs, "__len__") and not len(inputs)
         raise ValueError("inputs must be a list of prompts (texts, or sequences of token numbers) with at least one; "
-                         f"got {'none' if not len(inputs) else type(inputs).__name__}. One prompt? Pass [prompt].")
+                         f"got {'none' if empty else type(inputs).__name__}. One prompt? Pass [prompt].")
     return [_encode(model, number, given) for number, given in enumerate(inputs)]
 
 
 def _encode(model: LoopedModel, number: int, given: Any) -> list[int]:
+    if not isinstance(given, str) and not hasattr(given, "__iter__"):
+        raise ValueError(f"prompt {number} is {given!r}; a prompt is a text or a sequence of token numbers. One "
+                         "prompt? Pass [prompt].")
     tokens = model.encode(given) if isinstance(given, str) else list(given)
-    wrong = [t for t in tokens if isinstance(t, bool) or int(t) != t or not 0 <= t < model.vocabulary]
+    wrong = [t for t in tokens if not _is_token(t, model.vocabulary)]
     if wrong:
         raise ValueError(f"prompt {number} holds {wrong[0]!r}; tokens of {model.name} are whole numbers from 0 to "
                          f"{model.vocabulary - 1}.")
@@ -43,6 +47,13 @@ def _encode(model: LoopedModel, number: int, given: Any) -> list[int]:
     if model.n_tokens is not None and len(tokens) != model.n_tokens:
         raise ValueError(f"prompt {number} has {len(tokens)} tokens; {model.name} takes prompts of {model.n_tokens}.")
     return tokens
+
+
+def _is_token(value: Any, vocabulary: int) -> bool:
+    try:
+        return not isinstance(value, bool) and int(value) == value and 0 <= value < vocabulary
+    except (TypeError, ValueError, OverflowError):  # a text, nan, infinity
+        return False
 
 
 def _without_padding(batch: Any) -> Sequence[Any]:

@@ -101,4 +101,5 @@ def record(model: LoopedModel | nn.Module | str | Path, call: Callable[[], Any],
                         labels={"model": looped.name, "prompt": found["prompt"], "layer": found["layer"],
                                 "token": found["token"], "stack": stacks[found["layer"] - 1],
                                 "decoding": found["decoding"]},
-                        resolution=torch.finfo(looped.compute_dtype).eps)
+                        resolution=max(torch.finfo(dtype).eps
+                                       for dtype in (looped.compute_dtype, *(state.dtype for state in states))))
