@@ -747,12 +747,22 @@ def test_tensors_that_are_no_weights_are_not_written_to_either():
 
 
 def test_a_recurrent_cell_uses_the_lent_weights():
-    cell = nn.GRU(3, 3, batch_first=True)
-    f = LoopMap.from_module(lambda h: h, (3,))
-    step = LoopMap.from_module(cell, (4, 3)).function  # gives (output, hidden)
-    assert f(torch.zeros(1, 3)).dtype == torch.float64
-    assert step(normal(1, 4, 3), torch.zeros(1, dtype=torch.long))[0].dtype == torch.float64
-    assert cell(torch.zeros(1, 4, 3))[0].dtype == torch.float32
+    class Outputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.GRU(3, 3, batch_first=True)
+
+        def forward(self, h):
+            return self.cell(h)[0]
+
+    model, h = Outputs(), normal(1, 4, 3)
+    following = LoopMap.from_module(model, (4, 3))(h)
+    assert following.dtype == torch.float64
+    assert model.cell(torch.zeros(1, 4, 3))[0].dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(following, model.double()(h))
+    with pytest.raises(ValueError, match="GRU gave tuple for states"):
+        LoopMap.from_module(nn.GRU(3, 3, batch_first=True), (4, 3))(h)
 
 
 def test_a_compiled_module_runs_eagerly():

@@ -194,9 +194,10 @@ class LoopMap:
 
     def _apply(self, function: MapFunction, states: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
         following = function(states.clone(), contexts)  # which may write to what it is given
-        if following.shape != states.shape:
-            raise ValueError(f"{self.name} gave {tuple(following.shape)} for states {tuple(states.shape)}: a map gives "
-                             "states of the same shape.")
+        if not isinstance(following, torch.Tensor) or following.shape != states.shape:
+            gave = tuple(following.shape) if isinstance(following, torch.Tensor) else type(following).__name__
+            raise ValueError(f"{self.name} gave {gave} for states {tuple(states.shape)}: a map gives states of the same "
+                             "shape.")
         return following
 
     def _contexts(self, n: int, contexts: Any) -> torch.Tensor:
