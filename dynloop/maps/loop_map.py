@@ -196,8 +196,8 @@ class LoopMap:
         following = function(states.clone(), contexts)  # which may write to what it is given
         if not isinstance(following, torch.Tensor) or following.shape != states.shape:
             gave = tuple(following.shape) if isinstance(following, torch.Tensor) else type(following).__name__
-            raise ValueError(f"{self.name} gave {gave} for states {tuple(states.shape)}: a map gives states of the same "
-                             "shape.")
+            raise ValueError(f"{self.name} gave {gave} for states {tuple(states.shape)}: a map gives states of the "
+                             "same shape.")
         return following
 
     def _contexts(self, n: int, contexts: Any) -> torch.Tensor:
