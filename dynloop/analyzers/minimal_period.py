@@ -23,8 +23,8 @@ def minimal_period(trajectories: Trajectories, *, max_period: int | None = None,
     * return(p) = mean ||x[t + p] - x[t]||^2; the candidate is the smallest p at which the larger of return(p) and
       return(2 p) lies within the accuracy of the means of the smallest such value;
     * it holds if states 2 p and many p apart, across half the record where no transient is left, are no farther
-      apart than states p apart, and nearest neighbours no closer (the trees of `limit_regime` weigh these ratios; .8 of their
-      probability is enough here, where a p-value stands beside the answer);
+      apart than states p apart, and nearest neighbours no closer (the trees of `limit_regime` weigh these ratios; .8
+      of their probability is enough here, where a p-value stands beside the answer);
     * p-value: how improbable so close a return is when the same states come in any other order. The mean and the
       variance over all T! orders are exact (quadratic assignment), the tail is that of a normal distribution; times
       the number of lags tried.
