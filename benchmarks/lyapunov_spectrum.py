@@ -6,7 +6,8 @@
 Five parts, each with its answers checked: "speed" (iterations a second of the Henon and logistic maps, ours and theirs
 taking turns), "cold start" (a fresh process, from the import of the function and from the start of Python), "short
 horizon" (bias at 128 steps in 2,048 dimensions, with and without what is averaged from the start), "accuracy" (systems
-with known spectra: errors, and how often the intervals cover), "cost" (forwards a tangent of a transformer block).
+with known spectra: errors, and how often the intervals cover), "cost" (forwards a tangent of a transformer block and
+of a shipped model). `--only cost` runs one part.
 """
 
 import functools
@@ -24,6 +25,7 @@ from scipy.special import digamma
 
 from dynloop.maps.loop_map import LoopMap
 from dynloop.maps.lyapunov_spectrum import lyapunov_spectrum
+from dynloop.models import nano
 from synthetic import coupled_maps
 
 GOALS = {"pynamicalsys": 100, "cold start, s": 2, "bias": 1e-3, "forwards a tangent": 2}
@@ -199,9 +201,8 @@ def accuracy(options):
     return figures
 
 
-def cost(options):
-    """Seconds of k tangents over those of the forwards of the same block, a tangent and step."""
-    width, heads, tokens, n_steps = options.width, 8, 64, 64
+def block(width, tokens=64, heads=8):
+    """A transformer block with attention that is written out, and a state."""
     torch.manual_seed(0)
     read, write, up, down = (torch.randn(*shape) / shape[0]**0.5 for shape in (
         (width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)))
@@ -214,33 +215,58 @@ def cost(options):
         x = x + torch.nn.functional.gelu(torch.nn.functional.rms_norm(x, (width,)) @ up) @ down
         return torch.nn.functional.rms_norm(x, (width,))
 
-    f = LoopMap(step, (tokens, width), dtype=torch.float32)
-    begin = torch.randn(1, tokens, width)
+    return LoopMap(step, (tokens, width), dtype=torch.float32), torch.randn(1, tokens, width)
 
-    def forwards():
-        x = begin
-        for _ in range(n_steps):
-            x = f(x)
 
-    rows, figures = [], {}
-    tasks = {k: functools.partial(lyapunov_spectrum, f, begin, n_exponents=k, n_steps=n_steps) for k in (1, 2, 4, 8)}
-    seconds = side_by_side.in_turn({"forwards": forwards, **tasks}, options.repeats)
-    for k in tasks:
-        ratio = side_by_side.times(seconds[k] / k, seconds["forwards"])
-        rows.append((k, *ratio, GOALS["forwards a tangent"]))
-        figures[k] = ratio
-    print(side_by_side.table(("tangents", "forwards a tangent", "least", "most", "goal"), rows) + "\n")
+def shipped(name):
+    """A shipped looped model on a prompt of 41 tokens, and its initial state."""
+    f = LoopMap.of(nano(name), [list(b"for name in names:\n    total = total + 1\n")])
+    return f, f.initial_states()
+
+
+def cost(options):
+    """Seconds of k tangents over those of the forwards of the same map, a tangent and step.
+
+    The orbit itself takes one forward a step, so that one tangent cannot cost less than two by this count; "beyond the
+    orbit" leaves that forward out.
+    """
+    n_steps, rows, figures = 64, [], {}
+    problems = {f"block of {options.width} features": block(options.width), "nano-settles": shipped("nano-settles")}
+    for name, (f, begin) in problems.items():
+
+        def forwards(f=f, begin=begin):
+            x = begin
+            for _ in range(n_steps):
+                x = f(x)
+
+        tasks = {k: functools.partial(lyapunov_spectrum, f, begin, n_exponents=k, n_steps=n_steps)
+                 for k in (1, 2, 4, 8)}
+        seconds = side_by_side.in_turn({"forwards": forwards, **tasks}, options.repeats)
+        for k in tasks:
+            ratio = side_by_side.times(seconds[k] / k, seconds["forwards"])
+            beyond = side_by_side.times((seconds[k] - seconds["forwards"]) / k, seconds["forwards"])[0]
+            rows.append((name, k, *ratio, beyond, GOALS["forwards a tangent"]))
+            figures[f"{name}, {k}"] = {"with the orbit": ratio, "beyond the orbit": beyond}
+    print(side_by_side.table(("map", "tangents", "forwards a tangent", "least", "most", "beyond the orbit", "goal"),
+                             rows) + "\n")
     return figures
+
+
+PARTS = (speed, cold_start, short_horizon, accuracy, cost)
 
 
 def main():
     options = side_by_side.arguments(
         __doc__, iterations=(20_000_000, 20_000, "iterations of ours"), repeats=(5, 1, "rounds"),
         dim=(2048, 256, "dimensions of the short horizon"), starts=(20, 4, "starts of the short horizon"),
-        orbits=(200, 20, "orbits of the accuracy part"), width=(512, 32, "features of the block"))
+        orbits=(200, 20, "orbits of the accuracy part"), width=(512, 32, "features of the block"),
+        only=("", "", "one part: " + ", ".join(part.__name__ for part in PARTS)))
     side_by_side.one_thread()
     figures = {"machine": side_by_side.machine()}
-    for part in (speed, cold_start, short_horizon, accuracy, cost):
+    chosen = [part for part in PARTS if options.only in ("", part.__name__)]
+    if not chosen:
+        raise SystemExit(f"--only must be one of {', '.join(part.__name__ for part in PARTS)}; got {options.only}.")
+    for part in chosen:
         began = time.perf_counter()
         figures[part.__name__] = part(options)
         print(f"({part.__name__}: {time.perf_counter() - began:.0f} s)\n", flush=True)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from dynloop.maps.anderson_memory import Memory
 from dynloop.maps.loop_map import LoopMap
 
 JVP = 2  # evaluations that one Jacobian-vector product counts as: the block and its tangent
@@ -38,7 +39,7 @@ class Search:
         """F of some states; they and their contexts were checked once, and a call of the map would check them anew."""
         whole = states if len(self.map.state_shape) == 1 else states.view(-1, *self.map.state_shape)
         with self.map._running(contexts, "kernel"):
-            return self.map.function(whole, contexts).view(states.shape)
+            return self.map.function(whole, contexts).detach().reshape(states.shape).to(states)
 
     def apply(self, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """F of one state for each of the rows; counted."""
@@ -99,32 +100,25 @@ def norm(x: torch.Tensor) -> torch.Tensor:
 def fixed_point_iteration(search: Search, budget: int, memory: int) -> None:
     """Plain iteration (memory 0), or Anderson acceleration, of all rows until each is done.
 
-    The remembered differences of residuals are kept orthonormal, and those of images combined alike, so that the least
-    residual costs no linear system. A forgotten difference is a row of zeros. What is one number a row is decided on
-    the host.
+    What is one number a row is decided on the host.
     """
     x, device = search.states, search.states.device
-    n, dim = x.shape
+    n = len(x)
     rows, contexts = torch.arange(n, device=device), search.contexts
-    # of residual and image, (2, n, dim), what the memory does not explain, so that both change by one operation
-    f_before = g_before = x
-    left_before = x.new_empty(2, n, dim)
-    memories = x.new_zeros(memory, 2, n, dim)
-    best_x = best_g = x
+    past = Memory(x, memory) if memory else None
+    x_before = g_before = best_x = best_g = x
     r_before = best = mark = np.full(n, np.inf)
     on, jumped = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)  # still searching; the last step was accelerated
     won, pause, penalty = np.zeros(n, dtype=int), np.zeros(n, dtype=int), np.ones(n, dtype=int)
     spent, failed = np.zeros(n, dtype=int), np.zeros(n, dtype=bool)
-    everyone, some, views, nobody = True, rows, None, ~on
+    everyone, some, nobody = True, rows, ~on
     for k in range(budget):
         if everyone:
             g = search.image(x, contexts)
         else:  # those that are done stay where they are until a quarter are
             g = x.clone()
             g[some] = search.image(x[some], contexts[some.cpu()])
-        f = g - x
-        size = norm(f)
-        r = size.cpu().double().numpy()
+        following, r = (g, norm(g - x).cpu().double().numpy()) if past is None else past.step(x, g)
         if not k:
             search.image_norms[:] = norm(g)
         ahead = r < 0.9 * mark
@@ -154,15 +148,16 @@ def fixed_point_iteration(search: Search, budget: int, memory: int) -> None:
                 search.leave(rows, best_x, best_g, best, spent, failed, ~on)
                 if not on.any():
                     return
-                rows, x, f, g, size, f_before, g_before, best_x, best_g = (
-                    part[some] for part in (rows, x, f, g, size, f_before, g_before, best_x, best_g))
-                left_before, memories = (part[..., some, :] for part in (left_before, memories))
+                rows, x, g, following, x_before, g_before, best_x, best_g = (
+                    part[some] for part in (rows, x, g, following, x_before, g_before, best_x, best_g))
                 contexts = contexts[some.cpu()]
                 r, r_before, best, mark, jumped, won, pause, penalty, stale, spent, failed = (
                     part[on] for part in (r, r_before, best, mark, jumped, won, pause, penalty, stale, spent, failed))
-                on, views, nobody = on[on], None, ~on[on]
-        if not memory:
-            x = g
+                if past is not None:
+                    past.choose(some)
+                on, nobody = on[on], ~on[on]
+        if past is None:
+            x = following
             continue
         some_lost = False
         if not well:
@@ -173,35 +168,16 @@ def fixed_point_iteration(search: Search, budget: int, memory: int) -> None:
                 pause, penalty = np.where(lost, penalty, pause), np.where(lost, 2 * penalty, penalty)
                 won = np.where(lost, k, won)
         plain = pause > 0
-        # residual and image, each less what the memory explains of the residual; their change is what is new
-        if k:
-            if views is None or k <= memory:
-                views = memories[:k].permute(1, 2, 0, 3).unbind()
-            row = f[:, None]
-            explained = torch.bmm(row, views[0].mT)
-            left = torch.empty_like(left_before)
-            torch.baddbmm(row, explained, views[0], alpha=-1, out=left[0, :, None])
-            torch.baddbmm(g[:, None], explained, views[1], alpha=-1, out=left[1, :, None])
-            new = torch.sub(left, left_before, out=memories[k % memory])
-            height = norm(new[0])
-            height.masked_fill_(height <= (100 * search.eps) * size, math.inf)  # it says nothing
-            new.div_(height[:, None])
-            left.addcmul_(torch.linalg.vecdot(new[0], left[0])[:, None], new, value=-1)
-        else:
-            left = torch.stack((f, g))
-        left_before, following, r_now = left, left[1], r
         if plain.any():
             following = torch.where(torch.as_tensor(plain, device=device)[:, None], g, following)
             pause = np.maximum(pause - 1, 0)
         if some_lost:  # where the step made it worse: back to where it was taken, plainly this time
             at = torch.as_tensor(worse, device=device)[:, None]
             following = torch.where(at, g_before, following)
-            f, g, r_now = torch.where(at, f_before, f), torch.where(at, g_before, g), np.where(worse, r_before, r)
-            at = torch.as_tensor(lost, device=device)
-            memories[:, :, at] = 0
-            left_before = torch.where(at[:, None], torch.stack((f, g)), left_before)
+            x, g, r = torch.where(at, x_before, x), torch.where(at, g_before, g), np.where(worse, r_before, r)
+            past.forget(torch.as_tensor(lost, device=device), x, g)
         jumped = ~plain
-        x, f_before, g_before, r_before = following, f, g, r_now
+        x, x_before, g_before, r_before = following, x, g, r
 
 
 def newton_krylov(search: Search, budget: int) -> None:
@@ -298,49 +274,46 @@ def solve(search: Search, x: torch.Tensor, right: torch.Tensor, rows: torch.Tens
     left, spent = (size > 0).cpu().double().numpy(), np.zeros((n, 1), dtype=int)
     on = np.flatnonzero(left)
     width = search.eps ** 0.5 * search.scale(rows).clamp(min=search.eps)[:, None]  # of a difference quotient
-    at, at_x, at_images, contexts = None, x, images, search.contexts[rows.cpu()]
+    # all rows until one leaves: a slice is faster than their numbers
+    own: slice | np.ndarray = slice(None)
+    at: slice | torch.Tensor = slice(None)
+    at_x, at_images, contexts, n_before = x, images, search.contexts[rows.cpu()], n
     for j in range(most):
         if not len(on):
             break
-        if len(on) < (n if at is None else len(at)):
-            at = torch.as_tensor(on, device=x.device)
+        if len(on) < n_before:
+            own, at, n_before = on, torch.as_tensor(on, device=x.device), len(on)
             at_x, at_images = x[at], None if images is None else images[at]
             contexts = search.contexts[rows[at].cpu()]
-        known = basis[:, :j + 1] if at is None else basis[at, :j + 1]
+        known = basis[at, :j + 1]
         v = known[:, j]
         if at_images is None:
             w = v - search.tangent(at_x, v, contexts)
         else:
-            own = width if at is None else width[at]
-            w = v - (search.image(at_x + own * v, contexts) - at_images) / own
+            w = v - (search.image(at_x + width[at] * v, contexts) - at_images) / width[at]
         before = norm(w)
         column = torch.bmm(known, w[:, :, None])
-        w = w - torch.bmm(column.transpose(1, 2), known)[:, 0]
+        w = w - torch.bmm(column.mT, known)[:, 0]
         again = torch.bmm(known, w[:, :, None])  # Gram-Schmidt twice is orthogonal to rounding
-        w = w - torch.bmm(again.transpose(1, 2), known)[:, 0]
+        w = w - torch.bmm(again.mT, known)[:, 0]
         height = norm(w)
         ended = height <= 10 * search.eps * before  # the tangents span an invariant space
-        height = torch.where(ended, 0.0, height)
-        following = w / torch.where(ended, 1.0, height)[:, None]
-        if at is None:
-            basis[:, j + 1] = following
-        else:
-            basis[at, j + 1] = following
-        h = np.concatenate([(column + again)[:, :, 0].cpu().double().numpy(),
-                            height.cpu().double().numpy()[:, None]], axis=1)
+        basis[at, j + 1] = w / height.masked_fill(ended, 1.0)[:, None]
+        whole = torch.cat(((column + again)[:, :, 0], height.masked_fill(ended, 0.0)[:, None]), dim=1)
+        h = whole.cpu().double().numpy()
+        stuck = h[:, j + 1] == 0
         for i in range(j):
-            c, s = cosines[on, i], sines[on, i]
+            c, s = cosines[own, i], sines[own, i]
             h[:, i], h[:, i + 1] = c * h[:, i] + s * h[:, i + 1], c * h[:, i + 1] - s * h[:, i]
         length = np.hypot(h[:, j], h[:, j + 1])
         safe = np.where(length > 0, length, 1.0)
         c, s = np.where(length > 0, h[:, j] / safe, 1.0), h[:, j + 1] / safe
-        cosines[on, j], sines[on, j] = c, s
-        triangle[on, :j, j], triangle[on, j, j] = h[:, :j], length
-        turned[on, j + 1], turned[on, j] = -s * turned[on, j], c * turned[on, j]
-        left[on], spent[on] = np.abs(turned[on, j + 1]), j + 1
-        with np.errstate(invalid="ignore"):
-            stuck = ended.cpu().numpy() | ~np.isfinite(length)
-        on = on[~stuck & (left[on] > aim[on]) & (allowed[on] > j + 1)]
+        cosines[own, j], sines[own, j] = c, s
+        triangle[own, :j, j], triangle[own, j, j] = h[:, :j], length
+        aside = turned[own, j]
+        turned[own, j + 1], turned[own, j] = -s * aside, c * aside
+        left[own], spent[own] = np.abs(turned[own, j + 1]), j + 1
+        on = on[~stuck & np.isfinite(length) & (left[on] > aim[on]) & (allowed[on] > j + 1)]
     search.evaluations[rows] += torch.as_tensor((JVP if images is None else 1) * spent[:, 0], device=x.device)
     used = max(1, int(spent.max()))
     u, values, v_t = np.linalg.svd(np.where(np.isfinite(triangle[:, :used, :used]), triangle[:, :used, :used], 0.0))
