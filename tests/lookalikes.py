@@ -14,7 +14,8 @@ WIDTH, VOCABULARY = 8, 13
 
 
 class Mixer(nn.Module):
-    """A layer: attention of two heads and a small network, with norms as told."""
+    """A layer: attention of two heads and a small network, with norms as told. With a cache, the keys and values of a
+    slot grow."""
 
     def __init__(self, *, causal=True, post=False, bounded=False):
         super().__init__()
@@ -23,24 +24,28 @@ class Mixer(nn.Module):
         self.net = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
         self.norms = nn.ModuleList(nn.RMSNorm(WIDTH, eps=1e-6) for _ in range(2))
 
-    def mix(self, x):
+    def mix(self, x, cache, slot):
         q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        if cache is not None:
+            if slot in cache:
+                k, v = (torch.cat((old, new), dim=2) for old, new in zip(cache[slot], (k, v), strict=True))
+            cache[slot] = k, v
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal and q.shape[2] == k.shape[2])
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def apply(self, x):
+    def apply(self, x, cache=None, slot=None):
         if self.post:
-            x = self.norms[0](x + self.mix(x))
+            x = self.norms[0](x + self.mix(x, cache, slot))
             return self.norms[1](x + self.net(x))
-        x = x + self.mix(self.norms[0](x))
+        x = x + self.mix(self.norms[0](x), cache, slot)
         return x + self.net(self.norms[1](x))
 
 
 class InOrder(Mixer):
     """Called with the state first, and whatever else."""
 
-    def forward(self, x, *args, **kwargs):
-        return self.apply(x)
+    def forward(self, x, *args, grown=None, slot=None, **kwargs):
+        return self.apply(x, grown, slot)
 
 
 class ByName(Mixer):
@@ -74,31 +79,35 @@ class Raven(nn.Module):
         return torch.randn_like(like)
 
     def core_block_forward(self, x, e, rotary, mask, cache, count, step):
-        x = self.transformer["adapter"](torch.cat((x, e), -1))
+        return self.core(self.transformer["adapter"](torch.cat((x, e), -1)), cache, count)
+
+    def core(self, x, cache, count):
         for layer in self.transformer["core_block"]:
-            count += 1
-            x = layer(x, rotary, count, mask, cache)
+            count = count + 1
+            x = layer(x, grown=cache, slot=int(count))
         return x, count
 
     def closing(self, x):
         return self.transformer["ln_f"](x)
 
-    def iterate_forward(self, e, states, n):
+    def iterate_forward(self, e, states, n, cache=None):
         x = self.initialize_state(e) if states is None else states.clone()
-        count = torch.tensor(0)
+        count = torch.tensor(1)
         with torch.no_grad():
             for step in range(n):
-                x, count = self.core_block_forward(x, e, None, None, None, count, step)
+                x, count = self.core_block_forward(x, e, None, None, cache, count, step)
         return self.closing(x)
 
-    def forward(self, input_ids, input_states=None, num_steps=4, use_cache=False):
+    def forward(self, input_ids, input_states=None, num_steps=4, use_cache=False, past_key_values=None,
+                cache_position=None):
+        grown = {} if use_cache and past_key_values is None else past_key_values
         e = self.transformer["wte"](input_ids) * self.emb_scale
-        for layer in self.transformer["prelude"]:
-            e = layer(e)
-        x = self.iterate_forward(e, input_states, num_steps)
+        for i, layer in enumerate(self.transformer["prelude"]):
+            e = layer(e, grown=grown, slot=i)
+        x = self.iterate_forward(e, input_states, num_steps, grown)
         for layer in self.transformer["coda"]:
-            x = layer(x)
-        return types.SimpleNamespace(logits=self.lm_head(self.transformer["ln_f"](x)).float())
+            x = layer(x, grown=grown, slot=-1)
+        return types.SimpleNamespace(logits=self.lm_head(self.transformer["ln_f"](x)).float(), past_key_values=grown)
 
 
 class Retrofitted(Raven):
@@ -119,12 +128,12 @@ class SkippingAdapter(Retrofitted):
         super().__init__()
         self.config.initial_state_mode = "skip-adapter"
 
+    def initialize_state(self, like, scale=1.0):
+        return like
+
     def core_block_forward(self, x, e, rotary, mask, cache, count, step):
-        if step:
-            return super().core_block_forward(x, e, rotary, mask, cache, count, step)
-        for layer in self.transformer["core_block"]:
-            x = layer(x)
-        return x, count
+        return super().core_block_forward(x, e, rotary, mask, cache, count, step) if step else \
+            self.core(x, cache, count)
 
 
 class OuroStack(nn.Module):
@@ -150,14 +159,16 @@ class Ouro(nn.Module):
         self.config.total_ut_steps = 4
         self.model, self.lm_head = OuroStack(self.config), nn.Linear(WIDTH, VOCABULARY)
 
-    def forward(self, inputs_embeds=None, attention_mask=None, use_cache=None, exit_at_step=None):
+    def forward(self, inputs_embeds=None, attention_mask=None, use_cache=None, exit_at_step=None, past_key_values=None):
         x, states = inputs_embeds, []
-        for _ in range(self.model.total_ut_steps):
-            for layer in self.model.layers:
-                x = layer(x, attention_mask=attention_mask["full_attention"])
+        grown = {} if use_cache and past_key_values is None else past_key_values
+        for r in range(self.model.total_ut_steps):
+            for i, layer in enumerate(self.model.layers):
+                x = layer(x, attention_mask=attention_mask["full_attention"], grown=grown, slot=(r, i))
             x = self.model.norm(x)
             states.append(x)
-        return types.SimpleNamespace(logits=self.lm_head(states[1 if exit_at_step is None else exit_at_step]))
+        return types.SimpleNamespace(logits=self.lm_head(states[1 if exit_at_step is None else exit_at_step]),
+                                     past_key_values=grown)
 
 
 class Nanochat(nn.Module):

@@ -151,5 +151,5 @@ def test_the_longest_period_and_the_tolerance_matter():
 def test_settings_that_make_no_sense_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
         basin_fractions(logistic_map(2.5), uniform(5, 1), **change)
-    with pytest.raises(ValueError, match="at least one start; got 0 starts"):
+    with pytest.raises(ValueError, match=r"starts must hold at least one state; got \(0, 1\)"):
         basin_fractions(logistic_map(2.5), torch.zeros(0, 1))

@@ -390,6 +390,7 @@ def test_other_settings_in_the_same_folder_are_refused_and_change_nothing(tmp_pa
     ({"layers": [0]}, r"layers must be among 1 to 2; got \[0\]"),
     ({"layers": [3, 1]}, r"layers must be among 1 to 2; got \[3, 1\]"),
     ({"layers": []}, r"layers must be among 1 to 2; got \[\]"),
+    ({"layers": 1}, r"layers must be among 1 to 2; got 1. Give a list such as \[2\], or None for all"),
     ({"tokens": []}, r"tokens \[\] do not all exist"),
     ({"tokens": [0, 15]}, r"tokens \[0, 15\] do not all exist in prompt 0, which has 15"),
     ({"tokens": [-16]}, "do not all exist in prompt 0"),

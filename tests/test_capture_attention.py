@@ -182,7 +182,7 @@ def test_states_logits_and_step_statistics_are_the_same_bits_and_other_stores_ho
         assert all(before[name] == after[name] for name in shards)
         for old, new in zip(plain.inputs(), with_maps.inputs(), strict=True):
             added = {key for key in new if key.startswith("attention_")}
-            assert len(added) == 7
+            assert len(added) == 10
             assert new.keys() - old.keys() == added
             assert all(torch.equal(old[key].nan_to_num(), new[key].nan_to_num()) for key in old
                        if isinstance(old[key], torch.Tensor))
@@ -244,7 +244,7 @@ def test_rows_are_chosen_by_their_labels(tmp_path):
         attention_of(store, token=1)
     with pytest.raises(ValueError, match=r"has layer='block\.7'\. Layers are block\.0\.attention"):
         attention_of(open_store(tmp_path / "s"), layer="block.7")
-    with pytest.raises(ValueError, match=r"per must be one of map, token; got 'head'"):
+    with pytest.raises(ValueError, match=r"per must be one of map, token, pair; got 'head'"):
         attention_of(store, per="head")
 
 

@@ -16,12 +16,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dynloop.maps import LoopMap
-from dynloop.models import load, nano, recording, undisturbed, verify
+from dynloop.models import load, nano, recording, undisturbed
 from dynloop.models.by_name import families
 from dynloop.models.family import drawn, encoder, weights_hash
 from dynloop.models.looped_model import temporarily
 from dynloop.nano import NanoConfig, NanoModel
+from dynloop.recording import capture
+from dynloop.testing import MODEL_CONTRACTS, check_looped_model
+from dynloop.testing.condition import condition
+from dynloop.testing.contract import differ
 
 N = 5  # recurrences
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning")
@@ -80,25 +83,6 @@ def tokens_of(looped, n=3):
     return torch.randint(0, looped.vocabulary, (n, looped.n_tokens or 6), generator=generator)
 
 
-def face(model):
-    """All that an adapter could change by mistake."""
-    return ({name: (weight.clone(), weight.requires_grad, weight.grad) for name, weight in model.named_parameters()},
-            {name: buffer.clone() for name, buffer in model.named_buffers()},
-            [(type(part), sorted(vars(part)), part.training, len(part._forward_hooks), len(part._forward_pre_hooks))
-             for part in model.modules()],
-            [id(part) for part in model.modules()], repr(getattr(model, "config", None)), torch.get_rng_state())
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 @pytest.mark.parametrize("name", BUILT)
 class TestOfEveryFamily:
     def test_a_module_is_recognised_as_its_family_and_no_other(self, name):
@@ -108,82 +92,19 @@ class TestOfEveryFamily:
         assert load(model, name="mine").name == "mine"
         assert load(model).provenance["family"] == family
 
-    def test_steps_by_hand_give_the_models_own_states_and_logits(self, name):
-        found = verify(load(built(name)[0]), n_recurrences=N)
-        assert found.step_error <= 1e-6
-        assert found.logit_error <= 1e-6
+    @pytest.mark.parametrize("contract", MODEL_CONTRACTS)
+    def test_its_specification_keeps_the_contract(self, name, contract):
+        check_looped_model(load(built(name)[0]), n_recurrences=N, only=[contract])
 
-    def test_the_model_comes_back_as_it_was(self, name):
+    def test_the_model_comes_back_as_it_was_from_being_loaded(self, name):
         model, _ = built(name)
-        before = face(model)
-        looped = load(model)
-        verify(looped, tokens_of(looped), n_recurrences=N)
-        assert same(before, face(model))
+        before = condition(model)
+        load(model)
+        assert not differ(before, condition(model))
 
-    def test_recording_changes_no_output_and_finds_every_layer_in_its_place(self, name):
-        looped = load(built(name)[0])
-        tokens, recorded, by_hand = tokens_of(looped), {}, []
-        with undisturbed(looped.module):
-            context = looped.embed(tokens)
-            start = looped.initial_state(context, seeds=[5, 6, 7])
-            plain = looped.run(tokens, N, start)
-            with recording(looped, lambda _, r, point, state: recorded.update({(r, point): state.clone()})) as calls:
-                logits = looped.run(tokens, N, start)
-            calls.check(N)
-            handles = [part.register_forward_hook(lambda part, given, out: by_hand.append(
-                out if isinstance(out, torch.Tensor) else out[0]))
-                for part in {point.modules[0]: None for point in looped.points}]
-            state = start
-            for r in range(N):
-                state = looped.step(state, context, **({} if looped.autonomous else {"recurrence": r}))
-            for handle in handles:
-                handle.remove()
-        assert torch.equal(plain, logits)
-        assert len(by_hand) == N * len(looped.points)
-        for number, state in enumerate(by_hand):
-            assert torch.equal(state, recorded[divmod(number, len(looped.points))])
-
-    def test_a_prompts_start_depends_on_its_seed_alone(self, name):
-        looped = load(built(name)[0])
-        tokens = tokens_of(looped)
-        with undisturbed(looped.module):
-            starts = looped.initial_state(looped.embed(tokens), seeds=[5, 6, 5])
-            alone = looped.initial_state(looped.embed(tokens[1:2]), seeds=[6])
-            again = looped.initial_state(looped.embed(tokens), seeds=[9, 6, 8])
-        torch.testing.assert_close(alone, starts[1:2])
-        assert torch.equal(starts[0], again[0]) == (not looped.random_start)
-        assert starts.shape == (3, tokens.shape[1] + looped.prefix, looped.state_width)
-
-    def test_the_block_is_differentiated_exactly(self, name):
-        looped = load(built(name)[0])
-        if not looped.autonomous:
-            pytest.skip("no one map")
-        f = LoopMap.of(looped, tokens_of(looped, 2))
-        states = f(f.initial_states())
-        tangents = torch.randn(states.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        differences = [(f(states + e * tangents) - f(states - e * tangents)) / (2 * e) for e in (1e-4, 1e-5)]
-        product = f.jvp(states, tangents)[1]
-        assert min(float((d - product).norm() / product.norm()) for d in differences) <= 1e-6
-
-    def test_causal_means_that_later_tokens_do_not_matter(self, name):
-        looped = load(built(name)[0])
-        tokens = tokens_of(looped, 1)
-        other = tokens.clone()
-        other[:, -1] = (other[:, -1] + 1) % looped.vocabulary
-        with undisturbed(looped.module):
-            ends = []
-            for given in (tokens, other):
-                context = looped.embed(given)
-                state = looped.initial_state(context, seeds=[0])
-                for _ in range(2):
-                    state = looped.step(state, context)
-                ends.append(state[:, :-1])
-        assert torch.allclose(*ends, atol=1e-6) == looped.causal
-
-    def test_provenance_is_json_and_its_hash_follows_the_weights(self, name):
+    def test_the_hash_in_its_provenance_follows_the_weights(self, name):
         model, family = built(name)
         record = load(model).provenance
-        assert json.loads(json.dumps(record)) == record
         assert len(record["sha256"]) == 64
         if family != "nano":
             assert record["class"] == type(model).__name__
@@ -264,6 +185,44 @@ def test_hrm_text_runs_as_its_users_run_it():
     with undisturbed(model):
         own = model(tokens, use_cache=False).logits
         assert torch.equal(own, looped.run(tokens, 2, looped.initial_state(looped.embed(tokens))))
+
+
+@pytest.mark.parametrize("name", ["huginn", "retrofit", "retrofit, skipping", "ouro", "hrm_text"])
+def test_generation_is_captured_with_the_cache_as_the_model_runs_it(name, tmp_path):
+    looped = load(built(name)[0])
+    prompt, seed, states = tokens_of(looped, 1), 3, {}
+    store = capture(looped, prompt.tolist(), out=tmp_path / "s", n_recurrences=N, n_new_tokens=3, seed=seed)
+    orbits = store.trajectories()
+    with undisturbed(looped.module):
+        torch.manual_seed(seed)
+        start = looped.initial_state(looped.embed(prompt), seeds=[seed])
+        with recording(looped, lambda f, r, p, state: states.update({(f, r, p): state.clone()})) as calls:
+            made = looped.generate(prompt, N, start, 3)
+    assert calls.recurrences == [N] * 3
+    batch, = store.inputs()
+    assert torch.equal(batch["generated"], made)
+    layer = len(looped.points)
+    for token in range(8):  # all but the last new one
+        forward, place = max(0, token - 5), min(token, 5) if token < 6 else 0
+        orbit, = store.trajectories(layer=layer, token=token).states
+        for r in range(N):
+            assert torch.equal(orbit[r], states[forward, r, layer - 1][0, place])
+    assert orbits.n_orbits == 8 * layer
+
+
+def test_new_tokens_of_a_random_start_repeat_with_the_seed():
+    looped = load(built("huginn")[0])
+    prompt = tokens_of(looped, 1)
+    with undisturbed(looped.module):
+        start = looped.initial_state(looped.embed(prompt), seeds=[3])
+        states = []
+        for seed in (1, 1, 2):
+            torch.manual_seed(seed)
+            with recording(looped, lambda f, r, p, state: states.append(state.clone())):
+                looped.generate(prompt, 2, start, 2)
+    n = len(states) // 3
+    assert all(torch.equal(a, b) for a, b in zip(states[:n], states[n:2 * n], strict=True))
+    assert not torch.equal(states[n // 2], states[2 * n + n // 2])
 
 
 def test_hrm_text_generates_with_its_cache_what_it_generates_without():

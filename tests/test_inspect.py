@@ -1,6 +1,7 @@
 """The loop of a model that nobody has described is found by itself, and what is printed is a place to start from."""
 
 import importlib
+import itertools
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 import dynloop
 from dynloop.cli import main
-from dynloop.models import inspect_model
+from dynloop.models import inspect_model, recording
 from dynloop.nano import load_checkpoint
 
 HERE = {"sandwich_recurrence": ("transformer.adapter", *(f"transformer.core_block.{i}" for i in range(3))),
@@ -121,6 +122,67 @@ def test_the_model_comes_back_unchanged():
 def test_what_has_no_loop_is_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make(inject_and_norm.looped().module)
+
+
+class CallsItself(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(4, 4)
+
+    def forward(self, x, n):
+        x = torch.tanh(self.map(x))
+        return self(x, n - 1) if n > 1 else x
+
+
+class Around(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wte, self.block, self.out = nn.Embedding(9, 4), CallsItself(), nn.Linear(4, 9)
+
+    def forward(self, tokens, n_loops=2):
+        return self.out(self.block(self.wte(tokens), n_loops))
+
+
+def test_a_module_that_calls_itself_is_found_and_read_at_its_input():
+    model, tokens = Around(), torch.tensor([[1, 2, 3]])
+    found = inspect_model(model, lambda n: model(tokens, n), loop_argument="n_loops")
+    assert found.points == ("block",)
+    assert found.recursive == ("block",)
+    space = {"dynloop": importlib.import_module("dynloop"), "model": model}
+    importlib.import_module("dynloop.models")
+    exec(found.specification, space)
+    seen = []
+    with torch.no_grad(), recording(space["looped"], lambda *place: seen.append(place[-1].clone())) as calls:
+        model(tokens, 4)
+    calls.check(4)
+    for before, after in itertools.pairwise(seen):
+        torch.testing.assert_close(after, torch.tanh(model.block.map(before)).detach())
+
+
+def test_modules_that_call_each_other_in_a_ring_are_refused():
+    class Half(nn.Module):
+        def forward(self, x, n):
+            return self.other[0](x.cos(), n - 1) if n > 0 else x
+
+    class Ring(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Half(), Half()
+            self.a.other, self.b.other = [self.b], [self.a]
+
+        def forward(self, x, n):
+            return self.a(x, n)
+
+    model = Ring()
+    with pytest.raises(ValueError, match=r"call each other in a ring \(a, b\): none of them holds the loop"):
+        inspect_model(model, lambda n: model(torch.ones(1, 2), 2 * n))
+
+
+@pytest.mark.parametrize("length", ["0", "-1"])
+def test_a_prompt_of_no_tokens_is_refused_from_the_command_line(length, capsys):
+    assert main(["inspect", "nano-settles", f"--length={length}"]) == 1
+    assert f"--length must be a whole number of at least 1 token (the default is 8); got {length}" in \
+        capsys.readouterr().err
 
 
 def test_a_shipped_model_is_inspected_from_the_command_line(capsys):

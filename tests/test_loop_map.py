@@ -13,6 +13,7 @@ from dynloop.models import nano
 from dynloop.nano import NanoConfig, NanoModel
 from dynloop.nano.config import INJECTIONS, STARTS
 from dynloop.nano.config import NORMS as NANO_NORMS
+from dynloop.testing import MAP_CONTRACTS, check_map
 from synthetic.blocks import NORMS, affine_block, turning_block
 
 T, WIDTH = 6, 16
@@ -89,13 +90,22 @@ def test_recurrences_of_the_map_are_those_of_the_model(dtype):
         torch.testing.assert_close(f.readout(h), model.run(tokens, 4, model.initial_state(context, seeds=[5, 6, 7])))
 
 
-def test_rows_run_in_their_own_contexts():
+MAPS = {"a model": lambda: LoopMap.of(model_of(), text()),
+        "in float32": lambda: LoopMap.of(model_of(), text(), dtype=torch.float32),
+        "a module": lambda: LoopMap.from_module(Coupled(9), (9,)),
+        "small": lambda: LoopMap.from_module(Coupled(3), (3,)),
+        "a function": lambda: LoopMap(lambda x, contexts: torch.sin((1 + contexts[:, None]) * x), (20,), n_contexts=3),
+        "one token": lambda: LoopMap.of(model_of(), text()).of_token(2, normal(3, T, WIDTH))}
+
+
+@pytest.mark.parametrize("contract", MAP_CONTRACTS)
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_keep_their_contract(name, contract):
+    check_map(MAPS[name](), only=[contract])
+
+
+def test_rows_run_in_context_by_context_if_nothing_is_said():
     f, x = LoopMap.of(model_of(), text(3)), normal(5, T, WIDTH)
-    which = [2, 0, 0, 1, 2]
-    together = f(x, which)
-    for row, context in enumerate(which):
-        torch.testing.assert_close(together[row:row + 1], f(x[row:row + 1], torch.tensor([context])),
-                                   rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(f(x), f(x, [0, 1, 2, 0, 1]))
 
 
@@ -447,3 +457,50 @@ def test_a_shape_that_is_none_is_refused(shape):
 def test_a_function_that_changes_the_shape_is_no_map():
     with pytest.raises(ValueError, match=r"gave \(4, 1\) for states \(4, 2\)"):
         LoopMap(lambda x, contexts: x[:, :1], (2,))(torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("n", [2, 16])
+def test_a_caller_in_inference_mode_gets_every_product(n):
+    layer = nn.Linear(n, n).double()
+    x = torch.ones(2, n, dtype=torch.float64)
+    with torch.inference_mode():
+        made, given = LoopMap.from_module(layer, (n,)), torch.ones(2, n, dtype=torch.float64)
+    for f in (made, LoopMap(lambda x, c: layer(x), (n,))):
+        with torch.inference_mode():
+            inside = f.jvp(given, given)[1], f.vjp(given, given)[1], f.jacobian(given)
+        for one, other in zip(inside, (f.jvp(x, x)[1], f.vjp(x, x)[1], f.jacobian(x)), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_weights_that_were_made_in_inference_mode_are_told_from_a_map_that_runs_in_it():
+    with torch.inference_mode():
+        layer = nn.Linear(16, 16).double()
+    x = torch.ones(2, 16, dtype=torch.float64)
+    assert LoopMap.from_module(layer, (16,)).vjp(x, x)[1].shape == (2, 16)
+    with pytest.raises(ValueError, match=r"weights or other tensors that were made within torch.inference_mode\(\)"):
+        LoopMap(lambda x, c: layer(x), (16,)).vjp(x, x)
+
+
+def test_a_function_may_cast_its_module_on_every_call():
+    x = torch.linspace(0, 1, 48, dtype=torch.float64).reshape(3, 16)
+    for cast in (nn.Module.double, lambda layer: layer.half().double()):
+        layer = nn.Linear(16, 16)
+        f = LoopMap.from_module(lambda x, layer=layer, cast=cast: cast(layer)(x), (16,))
+        wanted = x @ cast(layer).weight.T
+        torch.testing.assert_close(f.jvp(x, x)[1], wanted)
+        torch.testing.assert_close(f.jvps(x, torch.stack([x, 2 * x]))[1], torch.stack([wanted, 2 * wanted]))
+        torch.testing.assert_close(f.vjp(x, x)[1], x @ layer.weight)
+
+
+def test_a_function_that_writes_its_state_to_a_weight_is_no_map():
+    layer = nn.Linear(16, 16).double()
+
+    def step(x, contexts):
+        layer.weight.data = layer.weight * x.mean()
+        return layer(x)
+
+    x = torch.ones(2, 16, dtype=torch.float64)
+    for ask in (lambda f: f.jvp(x, x), lambda f: f.jvps(x, torch.stack([x, x]))):
+        layer.weight = nn.Parameter(torch.eye(16, dtype=torch.float64))
+        with pytest.raises(ValueError, match=r"writes what depends on its state to a weight"):
+            ask(LoopMap(step, (16,)))

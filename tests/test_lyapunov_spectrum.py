@@ -209,7 +209,7 @@ def test_intervals_of_random_products_cover_as_often_as_they_say():
     dim, n, n_steps = 8, 400, 500
     rng = np.random.default_rng(4)
     matrices = iter([torch.from_numpy(rng.normal(size=(n, dim, dim)) / dim**0.5) for _ in range(n_steps)])
-    f = LoopMap(lambda x, c: (next(matrices) @ x[:, :, None])[:, :, 0], (dim,))
+    f = LoopMap(lambda x, c: (next(matrices)[c] @ x[:, :, None])[:, :, 0], (dim,), n_contexts=n)
     s = lyapunov_spectrum(f, torch.zeros(n, dim), n_steps=n_steps)
     exact = 0.5 * (math.log(2 / dim) + digamma((dim - np.arange(dim)) / 2))
     np.testing.assert_allclose(covers(s, exact).mean(0), 0.95, atol=0.035)
@@ -238,6 +238,26 @@ def test_a_cluster_that_128_steps_cannot_resolve_makes_the_interval_wider():
     assert covers(s, [math.log(0.95)]).mean() >= 0.8
     assert (s.high - s.low > 1e-5).all()
     np.testing.assert_allclose(s.exponents, math.log(0.95), atol=3e-3)
+
+
+@pytest.mark.parametrize(("dim", "n_steps", "k"), [(64, 128, 3), (256, 128, 3), (256, 512, 3), (256, 512, 1)])
+def test_gaps_that_a_skewed_map_does_not_resolve_get_intervals_that_cover(dim, n_steps, k):
+    rng = np.random.default_rng(1)
+    a = torch.from_numpy(0.6 * np.triu(rng.standard_normal((dim, dim)), 1) / dim**0.5
+                         + np.diag(np.linspace(0.95, 0.1, dim)))
+    s = lyapunov_spectrum(LoopMap(lambda x, c: x @ a.T, (dim,)), starts(3, dim), n_exponents=k, n_steps=n_steps)
+    exact = a.diagonal().log().numpy()[:k]
+    assert (np.abs(s.exponents - exact).max(1) > 1e-3).all()
+    assert covers(s, exact).all()
+    if k == 3:
+        assert set(s.measurement["horizon"]) == {"finite time"}
+
+
+def test_a_stretch_that_falls_as_one_over_the_time_gets_an_interval_that_reaches_its_limit():
+    f = LoopMap(lambda x, c: torch.stack([x[:, 0] + 1, 0.9 * (1 + 1 / x[:, 0]) * x[:, 1]], 1), (2,))
+    s = lyapunov_spectrum(f, double([[1.0, 1.0]]), n_exponents=2, n_steps=512)
+    assert s.exponents[0, 1] - math.log(0.9) > 1e-3
+    assert covers(s, [0, math.log(0.9)], 1e-6).all()
 
 
 def test_tangents_are_not_realigned_where_no_linear_map_explains_them():
@@ -464,6 +484,31 @@ def test_settings_that_make_no_sense_are_refused(change, words):
         lyapunov_spectrum(henon_map(), starts(2, 2), **change)
 
 
+@pytest.mark.parametrize(("step", "jacobian", "words"), [
+    (henon, lambda x: ((-2.8 * x[0], 1.0),), "jacobian must give 2 rows of 2 numbers for a state of 2; got 1 x 2"),
+    (henon, lambda x: ((1.0, 2.0, 3.0), (1.0, 2.0, 3.0)), "for a state of 2; got 2 x 3"),
+    (henon, lambda x: np.array([1.0, 2.0]), "for a state of 2; got 2. Give"),
+    (henon, lambda x: 1.0, "got a single number"),
+    (numba.njit(lambda x: (x[0], x[1], 0.0)), henon_jacobian, "the function must give 2 numbers for a state of 2; got"),
+    (lambda x: (float(object() is x[0]), 0.0), henon_jacobian, "Numba cannot compile the function or its jacobian=: "),
+])
+def test_a_compiled_map_of_the_wrong_size_or_kind_is_refused_in_words(step, jacobian, words):
+    with pytest.raises(ValueError, match=words):
+        lyapunov_spectrum(step, [[0.1, 0.1]], jacobian=jacobian)
+
+
+def test_a_jacobian_that_is_no_function_is_refused():
+    with pytest.raises(TypeError, match="jacobian must be a function of one state; got list"):
+        lyapunov_spectrum(henon, [[0.1, 0.1]], jacobian=[1.0])
+    with pytest.raises(TypeError, match="loop must be a LoopMap; got list"):
+        lyapunov_spectrum([1.0], [[0.1, 0.1]], jacobian=henon_jacobian)
+
+
+def test_a_compiled_map_may_be_undefined_for_python_at_its_first_state():
+    s = lyapunov_spectrum(lambda x: (0.5 / x[0],), [[0.0], [0.7]], jacobian=lambda x: ((-0.5 / x[0] ** 2,),))
+    assert s.measurement.outcomes.tolist() == [Outcome.NOT_FINITE, Outcome.FOUND]
+
+
 def test_a_function_needs_its_jacobian_a_state_each_and_no_contexts():
     with pytest.raises(ValueError, match="needs jacobian="):
         lyapunov_spectrum(henon, [[0.1, 0.1]])
@@ -471,5 +516,7 @@ def test_a_function_needs_its_jacobian_a_state_each_and_no_contexts():
         lyapunov_spectrum(henon, [0.1, 0.1], jacobian=henon_jacobian)
     with pytest.raises(ValueError, match="9 exponents of a compiled map in 9 dimensions are too many"):
         lyapunov_spectrum(henon, np.zeros((1, 9)), jacobian=henon_jacobian, n_exponents=9)
+    with pytest.raises(ValueError, match="at least one state"):
+        lyapunov_spectrum(henon, np.zeros((0, 2)), jacobian=henon_jacobian)
     with pytest.raises(ValueError, match="no contexts"):
         lyapunov_spectrum(henon, [[0.1, 0.1]], jacobian=henon_jacobian, contexts=[0])

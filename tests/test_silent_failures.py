@@ -375,6 +375,9 @@ def test_recorded_calls_must_be_whole_recurrences():
                lambda: model(torch.tensor([PROMPTS[0]])))
     with pytest.raises(ValueError, match="layers must be among 1 to 2"):
         record(looped, lambda: None, layers=[3])
+    for wrong in (1, "1", [1.5], [None]):
+        with pytest.raises(ValueError, match=r"layers must be among 1 to 2; got .*Give a list such as \[2\], or None"):
+            record(looped, lambda: None, layers=wrong)
 
 
 def test_an_early_exit_is_recorded_with_its_length():
@@ -537,7 +540,7 @@ def test_under_autocast_the_resolution_is_that_of_autocast(tmp_path):
     ({"model": hooked_block(inject_and_norm.looped().module, ["recur.0"], loops="num_recur"), "start": "random"},
      "has no embed: its states can be recorded, but it is no map"),
     ({"n_new_tokens": -1}, "n_new_tokens must be at least 0"),
-    ({"n_starts": 1.5}, "n_starts, n_new_tokens, .* are whole numbers"),
+    ({"n_starts": 1.5}, "n_starts, n_new_tokens and batch_size are whole numbers"),
     ({"recurrences": [0]}, r"recurrences must be among 1 to 4, or negative ones from the end; got \[0\]"),
     ({"recurrences": [5]}, r"recurrences must be among 1 to 4"),
     ({"recurrences": []}, r"recurrences must be among 1 to 4"),

@@ -116,7 +116,7 @@ def test_the_rate_of_a_recorded_linear_map_is_its_spectral_radius():
     ({"per": "layer"}, "per must be one of state, token; got 'layer'"),
     ({"per": "token"}, r"need states \(tokens, features\); map has states \(3,\)"),
     ({"batch_size": 0}, "batch_size must be a whole number of at least 1 row"),
-    ({"start": normal(0, 3)}, "at least one row"),
+    ({"start": normal(0, 3)}, "at least one state"),
     ({"start": normal(3)}, r"map maps states \(n, 3\); got \(3,\)"),
     ({"contexts": [5]}, "contexts must be 1 whole numbers from 0 to 0"),
 ])

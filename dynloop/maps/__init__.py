@@ -9,11 +9,12 @@ from dynloop.maps.jacobian_spectrum import jacobian_spectrum
 from dynloop.maps.kaplan_yorke_dimension import kaplan_yorke_dimension
 from dynloop.maps.loop_map import LoopMap
 from dynloop.maps.lyapunov_spectrum import LyapunovSpectrum, lyapunov_spectrum
+from dynloop.maps.recurrence_importance import recurrence_importance
 from dynloop.maps.token_spectrum import token_spectrum
 from dynloop.maps.trajectory import trajectory
 from dynloop.maps.two_orbit_contraction import two_orbit_contraction
 
 __all__ = ["BasinFractions", "FixedPoints", "LoopMap", "LyapunovSpectrum", "attention_stability", "basin_fractions",
            "cycle_multipliers", "find_fixed_points", "intervene", "jacobian_spectrum",
-           "kaplan_yorke_dimension", "lyapunov_spectrum", "recovery", "token_spectrum", "trajectory",
-           "two_orbit_contraction"]
+           "kaplan_yorke_dimension", "lyapunov_spectrum", "recovery", "recurrence_importance", "token_spectrum",
+           "trajectory", "two_orbit_contraction"]

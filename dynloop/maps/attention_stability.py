@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dynloop.maps.arguments import check_tensor
 from dynloop.measurement import Measurement
 from dynloop.outcome import Outcome
 
@@ -69,6 +70,8 @@ def attention_stability(inputs: torch.Tensor, query: torch.Tensor, key: torch.Te
         >>> bool((m["ratio_mixed"] < m["ratio_frobenius"]).any() or m["ratio_mixed"].max() > 1)
         False
     """
+    for name, given in (("inputs", inputs), ("query", query), ("key", key)):
+        check_tensor(name, given)
     query, key = (w[None] if w.ndim == 2 else w for w in (query, key))
     if inputs.ndim != 4 or query.ndim != 3 or key.ndim != 3 or query.shape[1:] != key.shape[1:] or \
             query.shape[1] != inputs.shape[-1] or not len(inputs) or len(query) % max(len(key), 1) or not len(key):

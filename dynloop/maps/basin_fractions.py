@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynloop.maps.arguments import check_loop_map, check_repeats, check_rows
 from dynloop.measurement import Measurement
 from dynloop.outcome import Outcome
 from dynloop.settings import check_number, check_whole
@@ -97,6 +98,7 @@ def basin_fractions(loop: LoopMap, starts: Any, *, n_steps: int = 512, contexts:
     """
     import torch
 
+    check_loop_map("loop", loop)
     check_whole("max_period", max_period, 1, "a whole number of at least 1 (the default is 16)")
     window = max(_PERIODS * int(max_period), 8) + 1
     check_whole("n_steps", n_steps, window, f"a whole number of at least {window}, three of the longest period")
@@ -108,9 +110,8 @@ def basin_fractions(loop: LoopMap, starts: Any, *, n_steps: int = 512, contexts:
                                                                            "default is 0.95)")
     states, places = loop._checked(torch.as_tensor(starts).detach(), contexts)
     n = len(states)
-    if n == 0 or len(places) != n:
-        raise ValueError(f"one context is needed for each of at least one start; got {n} starts and {len(places)} "
-                         "contexts.")
+    check_rows("starts", states)
+    check_repeats(loop, states, places)
     chunk = max(1, _CHUNK_BYTES // (window * loop.dim * 8))
     parts = [_ends(loop, states[first:first + chunk], places[first:first + chunk], n_steps, window)
              for first in range(0, n, chunk)]

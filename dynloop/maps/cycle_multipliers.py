@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dynloop.maps.arguments import check_loop_map, check_tensor
 from dynloop.maps.jacobian_spectrum import (
     JacobianChain,
     check_spectrum,
@@ -78,7 +79,10 @@ def cycle_multipliers(loop_map: LoopMap | Sequence[LoopMap], states: torch.Tenso
         >>> print(m["multipliers_real"].round(6), m["prime_period"])  # 4 + 2 r - r^2
         [[0.16]] [2.]
     """
-    maps = [loop_map] if isinstance(loop_map, LoopMap) else list(loop_map)
+    maps: list[Any] = list(loop_map) if isinstance(loop_map, list | tuple) else [loop_map]
+    for one in maps:
+        check_loop_map("loop_map", one)
+    check_tensor("states", states)
     if not maps or any(m.state_shape != maps[0].state_shape for m in maps):
         raise ValueError("loop_map must be a map, or the layers of one block with states of one shape; got shapes "
                          f"{', '.join(str(m.state_shape) for m in maps) or 'of no map'}.")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dynloop.analyzers.contraction_rate import contraction_rate
+from dynloop.maps.arguments import check_loop_map, check_rows, check_tensor
 from dynloop.maps.loop_map import LoopMap
 from dynloop.maps.trajectory import orbits_of, trajectory
 from dynloop.measurement import Measurement
@@ -68,6 +69,11 @@ def intervene(loop_map: LoopMap, start: torch.Tensor, n_steps: int, *, at: int, 
     if at + n_held - 1 > n_steps:
         raise ValueError(f"recurrences {at} to {at + n_held - 1} are to be replaced, and the run ends with {n_steps}. "
                          "Give a larger n_steps, or an earlier one.")
+    check_loop_map("loop_map", loop_map)
+    check_tensor("start", start)
+    check_rows("start", start)
+    if not isinstance(state, Trajectories):
+        check_tensor("state", state)
     chosen = _positions(loop_map, tokens)
     held = _replacements(loop_map, state, len(start), at if state_at is None else state_at, n_held,
                          timed=state_at is not None)
@@ -131,6 +137,8 @@ def recovery(loop_map: LoopMap, start: torch.Tensor, *, at: int, size: float = 1
     check_whole("at", at, 0, "a recurrence, 0 being the start")
     check_whole("n_steps", n_steps, 1, "a whole number of at least 1 recurrence (the default is 64)")
     check_number("size", size, lambda v: 0 < v < np.inf, "a positive number (the default is 1e-3)")
+    check_loop_map("loop_map", loop_map)
+    check_tensor("start", start)
     chosen = _positions(loop_map, tokens)
     state, which = loop_map._checked(start, contexts)
     with loop_map.held():

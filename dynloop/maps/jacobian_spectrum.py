@@ -12,6 +12,7 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from dynloop.maps.arguments import check_loop_map, check_repeats, check_tensor
 from dynloop.maps.krylov import Operator, by_modulus, chunks, leading_eigenvalues
 from dynloop.maps.loop_map import LoopMap
 from dynloop.measurement import Measurement
@@ -98,6 +99,8 @@ def jacobian_spectrum(loop_map: LoopMap, states: torch.Tensor, contexts: torch.T
         transient_growth [40.96]
         transient_step [4.]
     """
+    check_loop_map("loop_map", loop_map)
+    check_tensor("states", states)
     n_eigenvalues = check_spectrum(loop_map.dim, n_eigenvalues, dense_up_to, max_products, "n_eigenvalues", 4)
     settings = {"n_eigenvalues": n_eigenvalues, "n_probes": n_probes, "n_powers": n_powers,
                 "tolerance": default_tolerance(loop_map, tolerance), "dense_up_to": dense_up_to,
@@ -185,6 +188,7 @@ class JacobianChain:
 
     def __init__(self, maps: Sequence[LoopMap], states: torch.Tensor, contexts: torch.Tensor | None) -> None:
         self.maps, first = maps, maps[0]
+        check_tensor("states", states)
         if states.ndim != 2 + len(first.state_shape) or tuple(states.shape[2:]) != first.state_shape or \
                 not states.shape[1]:
             raise ValueError(f"{first.name} needs states (n, {', '.join(map(str, first.state_shape))}) with n of at "
@@ -197,6 +201,8 @@ class JacobianChain:
         if contexts.shape != (self.n,):
             raise ValueError(f"contexts must hold one number a state, ({self.n},); got {tuple(contexts.shape)}.")
         self.contexts = contexts
+        for one, own in self.steps():
+            check_repeats(one, own, contexts)
         self.finite = torch.isfinite(self.states).flatten(2).all(-1).all(0).cpu().numpy()
 
     def row_bytes(self, vectors: int) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from dynloop.maps.lyapunov_spectrum import LyapunovSpectrum, _quantile
+from dynloop.maps.log_stretches import quantile
+from dynloop.maps.lyapunov_spectrum import LyapunovSpectrum
 from dynloop.measurement import Measurement
 from dynloop.outcome import Outcome
 from dynloop.settings import check_number, check_whole
@@ -75,7 +76,7 @@ def kaplan_yorke_dimension(spectrum: LyapunovSpectrum | Any, *, dim: int | None 
             if 0 < j < dim and np.isfinite(own[j]):
                 blocks = ours.blocks(o)[:, :j + 1]
                 moved = blocks[:, j] * sums[j - 1] / own[j] ** 2 - blocks[:, :j].sum(1) / own[j]  # to first order
-                reach = _quantile(len(moved) - 1, 0.5 + 0.5 * confidence_level) * moved.std(ddof=1) / len(moved) ** 0.5
+                reach = quantile(len(moved) - 1, 0.5 + 0.5 * confidence_level) * moved.std(ddof=1) / len(moved) ** 0.5
             low[o], high[o] = value[o] - reach, value[o] + reach
     return Measurement("kaplan_yorke_dimension", {"dimension": value, "low": low, "high": high, "n_exponents": used},
                        outcomes, settings={"dim": dim, "confidence_level": confidence_level},

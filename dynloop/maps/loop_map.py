@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynloop.maps.arguments import check_tensor
 from dynloop.maps.modes import Snapshot, Surroundings, same_random_numbers, uncompiled
 from dynloop.models import LoopedModel
 from dynloop.settings import check_whole
@@ -65,6 +66,7 @@ class LoopMap:
         self._hold: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self._tokens_are_apart = False  # until own-token tangents have been tried
         self._backwards_tried = False
+        self.repeats = False  # until it has been asked twice: see `arguments.check_repeats`
         self._modes: dict[str, Surroundings] = {}
 
     @classmethod
@@ -212,12 +214,14 @@ class LoopMap:
         return contexts.long()
 
     def _checked(self, states: torch.Tensor, contexts: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        check_tensor("states", states)
         if states.ndim != 1 + len(self.state_shape) or tuple(states.shape[1:]) != self.state_shape:
             raise ValueError(f"{self.name} maps states (n, {', '.join(map(str, self.state_shape))}); got "
                              f"{tuple(states.shape)}. One state? Pass state[None].")
         return states.to(self.device, self.dtype), self._contexts(len(states), contexts)
 
     def _tangents(self, name: str, tangents: torch.Tensor, states: torch.Tensor, *, many: bool) -> torch.Tensor:
+        check_tensor(name, tangents)
         if tuple(tangents.shape[many:]) != tuple(states.shape):
             wanted = ", ".join([*(["k"] if many else []), *map(str, states.shape)])
             raise ValueError(f"{name} must have shape ({wanted}), as the states have; got {tuple(tangents.shape)}.")
@@ -250,6 +254,7 @@ class LoopMap:
     def jvp(self, states: torch.Tensor, tangents: torch.Tensor,
             contexts: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Next states, and J v for every row: tangents (n, *state_shape)."""
+        check_tensor("tangents", tangents)
         following, pushed = self.jvps(states, tangents[None], contexts)
         return following, pushed[0]
 
@@ -272,12 +277,25 @@ class LoopMap:
     def _whole(self, states: torch.Tensor, contexts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Next states and Jacobians (n, dim, dim), by one pass back over `dim` copies of the rows."""
         n, dim = len(states), self.dim
-        copies = states.detach().repeat(dim, *[1] * len(self.state_shape)).requires_grad_()
-        with torch.enable_grad(), self._running(contexts, "explicit"):
-            following = self.function(copies, contexts.repeat(dim))
-        units = torch.eye(dim, dtype=following.dtype, device=following.device)
-        rows = _back(following, copies, units[:, None].expand(-1, n, -1).reshape(following.shape))
+        with torch.inference_mode(False), torch.enable_grad():
+            copies = states.detach().repeat(dim, *[1] * len(self.state_shape)).requires_grad_()
+            following = self._recorded(copies, contexts.repeat(dim))
+            units = torch.eye(dim, dtype=following.dtype, device=following.device)
+            rows = _back(following, copies, units[:, None].expand(-1, n, -1).reshape(following.shape))
         return following.detach()[:n], rows.reshape(dim, n, dim).transpose(0, 1)
+
+    def _recorded(self, states: torch.Tensor, contexts: torch.Tensor) -> torch.Tensor:
+        """Next states, with what it takes to go back from them."""
+        try:
+            with self._running(contexts, "explicit"):
+                return self.function(states, contexts)
+        except RuntimeError as error:
+            if not str(error).startswith("Inference tensors cannot be saved for backward"):
+                raise
+            raise ValueError(f"{self.name} uses weights or other tensors that were made within torch.inference_mode(), "
+                             "through which nothing can be differentiated backwards. Make them outside of it (under "
+                             "torch.no_grad()), or give LoopMap.from_module the module, whose weights it copies.") \
+                from None
 
     def _pushed(self, states: torch.Tensor, tangents: torch.Tensor, contexts: Any,
                 attention: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -343,6 +361,7 @@ class LoopMap:
             ValueError: the block's code cuts or bends its derivative on the way back (inference mode, a gradient that
                 is passed straight through); found out on the first call, by comparison with one tangent.
         """
+        check_tensor("cotangents", cotangents)
         following, pulled = self.vjps(states, cotangents[None], contexts)
         return following, pulled[0]
 
@@ -358,11 +377,11 @@ class LoopMap:
             except ValueError:
                 self._backwards_tried = False
                 raise
-        states = states.detach().requires_grad_()
-        with torch.enable_grad(), self._running(contexts, "explicit"):
-            following = self.function(states, contexts)
-        pulled = _back(following, states, cotangents[0])[None] if len(cotangents) == 1 else \
-            _back(following, states, cotangents, batched=True)
+        with torch.inference_mode(False), torch.enable_grad():
+            states, cotangents = _differentiable(states.detach()).requires_grad_(), _differentiable(cotangents)
+            following = self._recorded(states, contexts)
+            pulled = _back(following, states, cotangents[0])[None] if len(cotangents) == 1 else \
+                _back(following, states, cotangents, batched=True)
         return following.detach(), pulled
 
     def _try_backwards(self, states: torch.Tensor, contexts: torch.Tensor) -> None:
@@ -467,6 +486,11 @@ class LoopMap:
         return self.live.model
 
 
+def _differentiable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy of one that was made in the caller's inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def _back(following: torch.Tensor, states: torch.Tensor, cotangents: torch.Tensor, *,
           batched: bool = False) -> torch.Tensor:
     if following.is_inference():
@@ -538,7 +562,7 @@ class _LiveModel:
     def _context(self, contexts: torch.Tensor) -> Any:
         key = tuple(contexts.tolist())
         if key not in self.selections:
-            with torch.no_grad(), Surroundings(self.dtype, attention="kernel"):
+            with torch.inference_mode(False), torch.no_grad(), Surroundings(self.dtype, attention="kernel"):
                 self.selections[key] = self.embed(contexts)
             if len(self.selections) > _KEPT:
                 self.selections.popitem(last=False)

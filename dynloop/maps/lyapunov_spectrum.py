@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from dynloop.maps.arguments import check_loop_map, check_rows
+from dynloop.maps.log_stretches import (
+    LEAST_BLOCKS,
+    block_means,
+    half_widths,
+    pairs_alike,
+    quantile,
+    settled,
+    whole_periods,
+)
 from dynloop.measurement import Measurement
 from dynloop.outcome import Outcome
 from dynloop.settings import check_number, check_whole
@@ -20,19 +31,13 @@ if TYPE_CHECKING:
 
 HORIZONS = ("asymptotic", "finite time")
 _LEAST = 16  # steps, of which a quarter must be left to average and give four blocks
-_MOST_BLOCKS, _LEAST_BLOCKS = 32, 4
-_SHRINK = 3 / 4  # the orbit is looked at in parts, backwards, each beginning at this share of its end
-_LEFT_OUT = 8  # the first eighth is left out in any case: what is too faint for one orbit biases the mean of many
-_DIFFERENT = 0.02  # p-value at which an earlier part of the orbit is not like the later ones
-_SAME = 1e-11  # nats: parts that differ by less are alike, however sure the difference
 _PARTS = 1024  # of a compiled orbit: what is kept of it
 _PILOT = 64  # steps of a compiled orbit that are tried first
 _APART, _AWAY, _LONGEST = 14.0, 100.0, 64  # logs by which tangents may part, and move from 1; most steps until then
 _REALIGNED_UNTIL, _REALIGNMENTS, _REALIGNED_EVERY = 0.7, 4, 0.12  # the last one, as a share of the steps; how many; ...
 _HISTORY, _LEAST_HISTORY, _COLUMNS = 24, 3, 64  # frames to look back on, and tangents that these may hold
 _ROUNDING = 16.0  # spacings of the number format: a stretch below that, over the largest, is 0
-_REPEATS = 1e-3  # distance of stretches a period apart, over their spread
-_TURNING = 0.03  # sine of the angle by which the first tangent of a complex pair turns in a step, at least
+_LEAST_COSINE = 1e-8  # of an invariant subspace and that of the transpose
 _PREDICTED, _LATE_FRAMES = 1e-3, 3  # relative error with which a linear map must predict the last images; how many
 
 
@@ -69,8 +74,8 @@ class LyapunovSpectrum:
     def blocks(self, orbit: int) -> np.ndarray:
         """Means over successive blocks of one orbit, (n_blocks, k), long enough to be nearly independent."""
         first = int(self.first_parts[orbit])
-        sums, steps = _whole_periods(self.log_stretches[orbit, first:], self.lengths[first:])
-        return _blocks(sums / steps[:, None])
+        sums, steps = whole_periods(self.log_stretches[orbit, first:], self.lengths[first:])
+        return block_means(sums / steps[:, None])
 
     def over_orbits(self, confidence_level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mean over the orbits that were answered, with an interval (Student's t) by how they differ: each (k,).
@@ -84,7 +89,7 @@ class LyapunovSpectrum:
                              "more starts, or take the interval of the orbit.")
         with np.errstate(invalid="ignore"):  # -inf among the exponents
             middle = own.mean(0)
-            reach = _quantile(len(own) - 1, 0.5 + 0.5 * confidence_level) * own.std(0, ddof=1) / np.sqrt(len(own))
+            reach = quantile(len(own) - 1, 0.5 + 0.5 * confidence_level) * own.std(0, ddof=1) / np.sqrt(len(own))
         reach[np.isneginf(middle)] = 0.0
         return middle, middle - reach, middle + reach
 
@@ -110,10 +115,12 @@ def lyapunov_spectrum(loop: LoopMap | Callable[[Any], Any], starts: Any, *,
 
     The interval is that of the means over up to 32 blocks of the orbit, each at least twice as long as the stretches
     remember (by their autocorrelation), with quantiles of Student's t. It is made wider where the stretches still drift
-    in the part that is averaged, by the length of the drift, and where the tangents still turn, by twice the angle of
-    the last step (which is what mixed multipliers in a cluster are apart), unless they turn so fast that turns average
-    out. An orbit is "asymptotic" if the intervals of all its exponents reach no farther than `tolerance` on either
-    side; all else is a property of this stretch of the orbit: "finite time".
+    in the part that is averaged, by the length of the drift (or, if that is more, by the drift since the start: what
+    falls as 1 / t has as far to go), and where the tangents still turn, by twice the angle of the last step times the
+    norm of the spectral projection onto their subspace (1 of a normal map; eigenvalues that are not resolved may be
+    that much farther apart than the angle), unless they turn so fast that turns average out. An orbit is "asymptotic"
+    if the intervals of all its exponents reach no farther than `tolerance` on either side; all else is a property of
+    this stretch of the orbit: "finite time".
 
     Args:
         loop: the map; or, for many steps in few dimensions, a function of one state for Numba to compile, x -> next x,
@@ -140,7 +147,9 @@ def lyapunov_spectrum(loop: LoopMap | Callable[[Any], Any], starts: Any, *,
     Misleads:
         Loops run for 32 to 128 recurrences: an exponent of a finite time says what happened, not what would. Exponents
         are those of the attractor that the start leads to. Without a gap between exponent i and the next one, tangent i
-        is not aligned after 1 / gap steps; only sums over whole groups are. Off a fixed point nothing speeds this up.
+        is not aligned after 1 / gap steps; only sums over whole groups are. Of strongly non-normal maps differences go
+        on growing for a time that may be longer than the orbit: such exponents are "finite time", with intervals that
+        are wide and cautious. Off a fixed point nothing speeds this up.
         Intervals assume that the orbit has seen its attractor: intermittent orbits, and those on chaotic transients,
         have not. The order is that of the tangents, and close exponents may be out of order. Exponents of the whole
         sequence of a language model are those of tokens x features, dominated by its slowest token.
@@ -167,9 +176,13 @@ def lyapunov_spectrum(loop: LoopMap | Callable[[Any], Any], starts: Any, *,
         if discard >= n_steps:
             raise ValueError(f"discard must be less than n_steps, which is {n_steps}; got {discard!r}.")
     live = hasattr(loop, "jvps")  # a LoopMap, the class of which would load torch
-    if live == (jacobian is not None):
-        raise ValueError(f"a LoopMap has its own Jacobian, and a function of one state needs jacobian=; got "
-                         f"{type(loop).__name__} {'with' if jacobian is not None else 'without'} one.")
+    if not callable(loop):
+        check_loop_map("loop", loop)
+    if not live and jacobian is None:
+        raise ValueError(f"a function of one state needs jacobian=; got {type(loop).__name__} without one. Or wrap a "
+                         "function (states, contexts) -> states as LoopMap(function, state_shape).")
+    if live and jacobian is not None:
+        raise ValueError("a LoopMap has its own Jacobian; jacobian= belongs to a function of one state. Leave it out.")
     rng = np.random.default_rng(rng)
     if live:
         dim = loop.dim  # type: ignore[union-attr]
@@ -181,6 +194,7 @@ def lyapunov_spectrum(loop: LoopMap | Callable[[Any], Any], starts: Any, *,
         states = np.asarray(starts.detach().cpu() if hasattr(starts, "detach") else starts, dtype=np.float64)
         if states.ndim != 2:
             raise ValueError(f"starts must have shape (n, dim); got {states.shape}. One state? Pass [state].")
+        check_rows("starts", states)
         dim = states.shape[1]
         k = _how_many(n_exponents, dim)
         run = _along_compiled(cast(Callable[[Any], Any], loop), jacobian, states, k, int(n_steps), discard, rng)
@@ -201,13 +215,15 @@ def _how_many(n_exponents: int | None, dim: int) -> int:
 class _Run:
     """What the orbits left: log stretches (n, n_parts, k), and whether each orbit stayed finite.
 
-    `turns` (n, k) is the sine of the angle by which tangent i left, in the last step, the span of tangents 1 to i.
+    `turns` (n, k) is the sine of the angle by which tangent i left, in the last step, the span of tangents 1 to i, and
+    `skews` (n, k) the norm of the projection onto the invariant subspace that these belong to, along all others.
     """
 
     sums: np.ndarray
     lengths: np.ndarray
     finite: np.ndarray
     turns: np.ndarray
+    skews: np.ndarray
     realigned: np.ndarray
     resolution: float
     states: Any
@@ -220,6 +236,7 @@ def _along_loop(loop: LoopMap, starts: Any, contexts: Any, k: int, n_steps: int,
 
     starts = starts.detach() if isinstance(starts, torch.Tensor) else torch.from_numpy(np.asarray(starts, dtype=float))
     states, contexts = loop._checked(starts, contexts)
+    check_rows("starts", states)
     n, dim = len(states), loop.dim
     exact = torch.float64 if loop.dtype == torch.float64 else torch.float32  # half precision has no QR
     drawn = rng.standard_normal((n, dim, k), dtype=np.float64 if exact == torch.float64 else np.float32)
@@ -229,6 +246,7 @@ def _along_loop(loop: LoopMap, starts: Any, contexts: Any, k: int, n_steps: int,
     history, at = _realignments(k, n_steps, discard)
     past: collections.deque = collections.deque(maxlen=history)
     realigned = torch.zeros(n, dtype=torch.int64, device=loop.device)
+    skews = np.ones((n, k))
     rest = states
     with loop.held():
         for t in range(n_steps):
@@ -247,14 +265,15 @@ def _along_loop(loop: LoopMap, starts: Any, contexts: Any, k: int, n_steps: int,
             if any(t < when <= t + history for when in at):
                 past.append((before, factors))
             if t + 1 in at:
-                frames, anew = _leading(past, frames, finite)
+                frames, anew, skewed = _leading(past, frames, finite)
                 realigned += anew
+                skews = np.where(np.isnan(skewed), skews, skewed)
                 past.clear()
-    inside = (before.mT @ frames).double().square().triu().sum(1)
-    turns = (1 - inside).clamp(min=torch.finfo(exact).eps).sqrt()
+    inside = before.mT @ frames
+    turns = ((frames - before @ inside).double().square().sum(1) + inside.double().square().tril(-1).sum(1)).sqrt()
     tangents = frames.permute(2, 0, 1).reshape(k, n, *loop.state_shape)
     return _Run(sums.transpose(0, 1).cpu().numpy(), np.ones(n_steps, dtype=np.int64), finite.cpu().numpy(),
-                turns.cpu().numpy(), realigned.cpu().numpy(), torch.finfo(loop.dtype).eps, states, tangents)
+                turns.cpu().numpy(), skews, realigned.cpu().numpy(), torch.finfo(loop.dtype).eps, states, tangents)
 
 
 def _realignments(k: int, n_steps: int, discard: int | None) -> tuple[int, set[int]]:
@@ -267,7 +286,8 @@ def _realignments(k: int, n_steps: int, discard: int | None) -> tuple[int, set[i
     return history, {last - i * apart for i in range(_REALIGNMENTS) if last - i * apart >= history}
 
 
-def _leading(past: collections.deque, frames: torch.Tensor, finite: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _leading(past: collections.deque, frames: torch.Tensor,
+             finite: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Leading invariant subspaces of the linear maps that the past shows; the frames where it shows none.
 
     Args:
@@ -276,7 +296,7 @@ def _leading(past: collections.deque, frames: torch.Tensor, finite: torch.Tensor
         finite: (n,) rows to look at.
 
     Returns:
-        Frames (n, dim, k), and (n,) whether they are new.
+        Frames (n, dim, k); (n,) whether they are new; and (n, k) norms as of `_schur`, NaN where they are not.
     """
     import torch
 
@@ -285,24 +305,32 @@ def _leading(past: collections.deque, frames: torch.Tensor, finite: torch.Tensor
     # all frames in a common basis, (n, r, (m + 1) k): from here on everything is small
     small, factors = inside.cpu().double().numpy(), [r.cpu().double().numpy() for _, r in past]
     cut = 8 * torch.finfo(frames.dtype).eps ** 0.5
-    chosen, anew = [], []
+    chosen, anew, skews = [], [], np.full((len(frames), k), np.nan)
     for o, own in enumerate(small):
         best = None
         if finite[o]:
             images = np.concatenate([own[:, (j + 1) * k:(j + 2) * k] @ factors[j][o] for j in range(m)], axis=1)
             best = _schur(own[:, :m * k], images, k, cut)
         anew.append(best is not None)
-        chosen.append(own[:, m * k:] if best is None else best)
+        if best is None:
+            chosen.append(own[:, m * k:])
+        else:
+            directions, skews[o] = best
+            chosen.append(directions)
     coordinates = torch.from_numpy(np.stack(chosen)).to(basis)
     told = torch.tensor(anew, device=frames.device)
-    return torch.where(told[:, None, None], basis @ coordinates, frames), told
+    return torch.where(told[:, None, None], basis @ coordinates, frames), told, skews
 
 
-def _schur(tangents: np.ndarray, images: np.ndarray, k: int, cut: float) -> np.ndarray | None:
+def _schur(tangents: np.ndarray, images: np.ndarray, k: int, cut: float) -> tuple[np.ndarray, np.ndarray] | None:
     """Leading orthonormal directions (r, k) of the map that takes tangents (r, c) to images; None if there is none.
 
-    There is one if the map fitted to all columns but those of the last frames predicts the images of these.
+    There is one if the map fitted to all columns but those of the last frames predicts the images of these. With them
+    the norms (k,) of the projections onto the first 1, 2, ... of its eigenvectors along all others: 1 of a normal map;
+    by these an error of the directions grows to one of the eigenvalues.
     """
+    import scipy.linalg
+
     late = k * min(_LATE_FRAMES, tangents.shape[1] // k // 2)
 
     def fitted(columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -317,10 +345,17 @@ def _schur(tangents: np.ndarray, images: np.ndarray, k: int, cut: float) -> np.n
     inside, carried = fitted(tangents.shape[1])
     if inside.shape[1] < k:
         return None
-    values, vectors = np.linalg.eig(inside.T @ carried)
-    lead = np.argsort(-np.abs(values), kind="stable")[:k]
+    values, left, vectors = scipy.linalg.eig(inside.T @ carried, left=True)
+    order = np.argsort(-np.abs(values), kind="stable")
+    lead = order[:k]
     real = np.where(values[lead].imag < 0, vectors[:, lead].imag, vectors[:, lead].real)  # a plane for each pair
-    return np.linalg.qr(carried @ real)[0]
+    skews = np.ones(k)
+    for i in range(k):
+        many = i + 2 if values[order[i]].imag > 0 else i + 1  # pairs come together
+        ours, theirs = (np.linalg.qr(some[:, order[:many]])[0] for some in (vectors, left))
+        least = np.linalg.svd(theirs.conj().T @ ours, compute_uv=False)[-1]
+        skews[i] = 1 / max(least, _LEAST_COSINE)
+    return np.linalg.qr(carried @ real)[0], np.maximum.accumulate(skews)
 
 
 def _along_compiled(step: Callable[[Any], Any], jacobian: Any, states: np.ndarray, k: int, n_steps: int,
@@ -333,6 +368,7 @@ def _along_compiled(step: Callable[[Any], Any], jacobian: Any, states: np.ndarra
     if dim * dim * k > MOST_PRODUCTS:
         raise ValueError(f"{k} exponents of a compiled map in {dim} dimensions are too many (dim^2 k is at most "
                          f"{MOST_PRODUCTS}); give a LoopMap.")
+    _check_shapes(step, jacobian, states[0])
     rule, slope, follow = compiled(step), compiled(jacobian), follower(dim, k)
     tangents = np.linalg.qr(rng.standard_normal((n, dim, k)))[0].transpose(0, 2, 1).copy()
     skipped = discard or 0
@@ -350,7 +386,12 @@ def _along_compiled(step: Callable[[Any], Any], jacobian: Any, states: np.ndarra
             follow(rule, slope, x, tangents[o].copy(), np.array([_PILOT]), 1, 1, pilot)
         except TypingError:  # written for arrays
             x = states[o].copy()
-            follow(rule, slope, x, tangents[o].copy(), np.array([_PILOT]), 1, 1, pilot)
+            try:
+                follow(rule, slope, x, tangents[o].copy(), np.array([_PILOT]), 1, 1, pilot)
+            except TypingError as error:
+                raise ValueError("Numba cannot compile the function or its jacobian=: "
+                                 f"{_reason(error)}. Both take one state and use arithmetic, math and indices alone; "
+                                 "give a LoopMap for all else.") from error
         rates = pilot[0][np.isfinite(pilot[0])] / _PILOT
         apart = normal = 1
         if len(rates) == k:
@@ -358,8 +399,32 @@ def _along_compiled(step: Callable[[Any], Any], jacobian: Any, states: np.ndarra
             normal = int(np.clip(_AWAY / max(np.abs(rates).max(), 1e-9), apart, _LONGEST))
         x, parts = follow(rule, slope, x, tangents[o], lengths, apart, normal, sums[o])
         finite[o], ends[o] = parts == len(lengths), x
-    return _Run(sums, lengths, finite, np.zeros((n, k)), np.zeros(n, dtype=np.int64),
+    return _Run(sums, lengths, finite, np.zeros((n, k)), np.ones((n, k)), np.zeros(n, dtype=np.int64),
                 float(np.finfo(np.float64).eps), ends, tangents.transpose(1, 0, 2))
+
+
+def _check_shapes(step: Callable[[Any], Any], jacobian: Any, state: np.ndarray) -> None:
+    """One call of each in Python: what Numba says of a wrong size is hard to read."""
+    dim = len(state)
+    for name, function, shape in (("the function", step, (dim,)), ("jacobian", jacobian, (dim, dim))):
+        if not callable(function):
+            raise TypeError(f"{name} must be a function of one state; got {type(function).__name__}.")
+        try:
+            found = np.shape(getattr(function, "py_func", function)(tuple(state.tolist())))
+        except Exception:  # written for arrays or for Numba alone, or undefined at this state
+            continue
+        if found != shape:
+            raise ValueError(f"{name} must give {' rows of '.join(map(str, shape))} numbers for a state of {dim}; got "
+                             f"{' x '.join(map(str, found)) or 'a single number'}. Give a tuple of numbers for the "
+                             "next state, a tuple of rows for the jacobian, and starts of the same size.")
+
+
+def _reason(error: Exception) -> str:
+    """What matters in a message of Numba."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip(" .->") for line in plain.splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Failed in nopython", "During", "File", "- of"))]
+    return told[0] if told else type(error).__name__
 
 
 def _judged(run: _Run, dim: int, discard: int | None, settings: dict[str, Any]) -> LyapunovSpectrum:
@@ -383,9 +448,9 @@ def _judged(run: _Run, dim: int, discard: int | None, settings: dict[str, Any]) 
         else:
             usable = np.isfinite(sums[:, there]).all(1).nonzero()[0]
             gone = 0 if len(usable) == n_parts else n_parts // 4 * 3
-            first[o] = gone if not there.any() else gone + _settled(sums[gone:, there], run.lengths[gone:])
+            first[o] = gone if not there.any() else gone + settled(sums[gone:, there], run.lengths[gone:])
         kept, lengths = sums[first[o]:], run.lengths[first[o]:]
-        if n_steps < _LEAST or len(kept) < _LEAST_BLOCKS:
+        if n_steps < _LEAST or len(kept) < LEAST_BLOCKS:
             outcomes.append(Outcome.TOO_SHORT)
             horizon.append("")
             continue
@@ -394,9 +459,9 @@ def _judged(run: _Run, dim: int, discard: int | None, settings: dict[str, Any]) 
         exponents[o], low[o], high[o], n_collapsed[o] = -np.inf, -np.inf, -np.inf, vanish.sum()
         reach = np.zeros(0)
         if there.any():
-            alike, turns = _pairs(kept[:, there], run.turns[o, there]) if run.realigned[o] else \
+            alike, turns = pairs_alike(kept[:, there], run.turns[o, there]) if run.realigned[o] else \
                 (kept[:, there], run.turns[o, there])
-            reach = _doubt(alike, lengths, turns, settings["confidence_level"])
+            reach = half_widths(alike, lengths, turns, run.skews[o, there], n_steps, settings["confidence_level"])
             exponents[o, there] = alike.sum(0) / lengths.sum()
             low[o, there], high[o, there] = exponents[o, there] - reach, exponents[o, there] + reach
         outcomes.append(Outcome.FOUND)
@@ -413,111 +478,3 @@ def _judged(run: _Run, dim: int, discard: int | None, settings: dict[str, Any]) 
         | {"discarded": "steps", "averaged": "steps"}, settings=settings, categories={"horizon": HORIZONS})
     return LyapunovSpectrum(exponents, low, high, run.sums, run.lengths, first, dim, run.states, run.tangents,
                             measurement)
-
-
-def _pairs(sums: np.ndarray, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log stretches and turns with both tangents of each plane that turns, that of a complex pair, made alike."""
-    sums, turns = sums.copy(), turns.copy()
-    i = 0
-    while i + 1 < len(turns):
-        steady = np.ptp(sums[:, i:i + 2].sum(1)) <= 0.1 * np.ptp(sums[:, i])
-        if turns[i] > _TURNING and turns[i + 1] < 0.1 * turns[i] and steady:
-            sums[:, i:i + 2] = sums[:, i:i + 2].mean(1, keepdims=True)
-            turns[i] = turns[i + 1]
-            i += 1
-        i += 1
-    return sums, turns
-
-
-def _quantile(freedom: int, probability: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, probability))
-
-
-def _memory(series: np.ndarray) -> float:
-    """Sum of the autocorrelations of the columns (N, c) up to where pairs of them turn negative; the largest."""
-    n, found = len(series), 1.0
-    away = series - series.mean(0)
-    power = np.abs(np.fft.rfft(away, 1 << (2 * n - 1).bit_length(), axis=0)) ** 2
-    correlation = np.fft.irfft(power, axis=0)[:n]
-    for own in correlation.T[correlation[0] > 0]:
-        pairs = own[:n // 2 * 2].reshape(-1, 2).sum(1) / own[0]  # Geyer's initial positive sequence
-        end = int(np.argmax(pairs <= 0)) if (pairs <= 0).any() else len(pairs)
-        found = max(found, 2 * pairs[:end].sum() - 1)
-    return found
-
-
-def _period(rates: np.ndarray) -> int:
-    """Steps after which log stretches (N, c) repeat, on a cycle of the loop; 1 where they do not."""
-    usable = rates[:, np.isfinite(rates).all(0)]
-    n = len(usable)
-    spread = usable.var(0).sum()
-    if spread > _SAME**2:
-        back = np.square(usable[::-1] - usable[-1]).sum(1)[:n // _LEAST_BLOCKS + 1]
-        for p in np.flatnonzero(back <= (10 * _REPEATS) ** 2 * spread)[1:]:  # the last ones first
-            if p > 1 and np.square(usable[p:] - usable[:-p]).sum(1).mean() <= _REPEATS**2 * spread:
-                return int(p)
-    return 1
-
-
-def _whole_periods(sums: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log stretches and lengths with every period of the last quarter taken together; what is left goes first."""
-    n = len(sums)
-    p = _period((sums / lengths[:, None])[n - max(n // 4, min(n, 2 * _LEAST_BLOCKS)):])
-    left = n % p
-    if p == 1 or n // p < _LEAST_BLOCKS:
-        return sums, lengths
-    return sums[left:].reshape(-1, p, sums.shape[1]).sum(1), lengths[left:].reshape(-1, p).sum(1)
-
-
-def _blocks(rates: np.ndarray) -> np.ndarray:
-    """Means over blocks of a series (N, k), (n_blocks, k), at least four; those that do not fill a block go first."""
-    n = len(rates)
-    usable = rates[:, np.isfinite(rates).all(0)]
-    memory = _memory(usable) if usable.shape[1] else 1.0
-    n_blocks = min(max(_LEAST_BLOCKS, int(n / (2 * memory))), _MOST_BLOCKS, n)
-    size = n // n_blocks
-    return rates[n - n_blocks * size:].reshape(n_blocks, size, -1).mean(1)
-
-
-def _doubt(sums: np.ndarray, lengths: np.ndarray, turns: np.ndarray, confidence_level: float) -> np.ndarray:
-    """Half widths of the intervals of the means, (k,)."""
-    mixed = 2 * turns / (1 + (turns * lengths.sum()) ** 2)
-    sums, lengths = _whole_periods(sums, lengths)
-    rates = sums / lengths[:, None]
-    blocks = _blocks(rates)
-    chance = _quantile(len(blocks) - 1, 0.5 + 0.5 * confidence_level) * blocks.std(0, ddof=1) / np.sqrt(len(blocks))
-    slope, error, _, freedom = _line(rates)
-    sure = np.abs(slope) > _quantile(freedom, 1 - _DIFFERENT / 2 / len(slope)) * error
-    return chance + np.where(sure, np.abs(slope) * len(rates), 0.0) + mixed
-
-
-def _line(series: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Slope of the columns (N, c), its error, variance of a mean of N about the line, degrees of freedom."""
-    n = len(series)
-    time = np.arange(n) - (n - 1) / 2
-    slope = time @ series / (time @ time)
-    blocks = _blocks(series - np.outer(time, slope))
-    freedom = len(blocks) - 2
-    variance = ((blocks - blocks.mean(0)) ** 2).sum(0) / freedom / len(blocks)
-    return slope, np.sqrt(12 * variance) / n, variance, freedom
-
-
-def _settled(sums: np.ndarray, lengths: np.ndarray) -> int:
-    """The part from which on the log stretches (N, k) of an orbit are all alike, in whole periods to its end."""
-    n = len(sums)
-    sums, lengths = _whole_periods(sums, lengths)
-    period = n // len(sums)
-    volumes = (sums / lengths[:, None]).cumsum(1)  # growth of areas, volumes, ...: aligned one after another
-    first = min(int(len(sums) * _SHRINK), max(len(sums) - _LEAST_BLOCKS, 0))
-    least = len(sums) // _LEFT_OUT
-    while least <= (early := int(first * _SHRINK)) <= first - 2:
-        late = volumes[first:]
-        _, _, variance, freedom = _line(late)
-        doubt = np.sqrt(variance * (1 + len(late) / (first - early)))
-        apart = np.abs(late.mean(0) - volumes[early:first].mean(0))
-        if (apart > _quantile(freedom, 1 - _DIFFERENT / 2 / volumes.shape[1]) * doubt + _SAME).any():
-            break
-        first = early
-    return n - period * (len(sums) - first)

@@ -41,13 +41,16 @@ _SIGNS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((torch.sub, torch.Tensor.sub, torch.Tensor.__sub__), (1, -1))}
 
 try:  # no public function says which transform is the innermost, or which tensors are in its hands
-    from torch._C._functorch import TransformType, is_functorch_wrapped_tensor, peek_interpreter_stack
+    from torch._C._functorch import TransformType, get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
 except ImportError:  # torch's own derivatives are as right, and slower
     def _pushing() -> bool:
         return False
 
     def is_functorch_wrapped_tensor(tensor: torch.Tensor) -> bool:
         return True
+
+    def get_unwrapped(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
 else:
     def _pushing() -> bool:
         """Whether operations are differentiated forwards now, and by no other transform within that."""
@@ -57,6 +60,25 @@ else:
 
 def _itself(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
     return tensor
+
+
+def _set_data(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """`tensor.data = value`, as `module.double()` does it. torch would copy the face of a tensor in the hands of a
+    transform into one that is in none's, and crash when it is next used."""
+    if not is_functorch_wrapped_tensor(tensor):
+        shape = value.shape
+        while isinstance(value, torch.Tensor) and is_functorch_wrapped_tensor(value):
+            if _pushing() and forward_ad.unpack_dual(value).tangent is not None:
+                raise ValueError("the map's code writes what depends on its state to a weight (weight.data = ...), so "
+                                 "that it is no map. Take that out of its code.")
+            inner = get_unwrapped(value)
+            if inner is value:
+                break
+            value = inner
+        if value.shape != shape:
+            raise ValueError("the map's code writes what depends on its state to a weight (weight.data = ...), so "
+                             "that it is no map. Take that out of its code.")
+    torch.Tensor.data.__set__(tensor, value)  # type: ignore[attr-defined]
 
 
 def _never(*_: Any) -> bool:
@@ -144,6 +166,7 @@ class Surroundings(TorchFunctionMode):
             self.instead[F.rms_norm] = self._rms_norm
             self.instead[torch._C._set_grad_enabled] = self._set_grad_enabled
             self.instead |= dict.fromkeys((torch.Tensor.detach, torch.detach, data.__get__), _itself)
+            self.instead[data.__set__] = _set_data
         if attention == "own token":
             self.instead |= {product: functools.partial(self._product, product) for product in _PRODUCTS}
 
@@ -460,10 +483,11 @@ class Snapshot:
             if not isinstance(tensor, torch.Tensor):
                 return tensor
             if id(tensor) not in copies:
-                own = tensor.detach().clone()
-                if dtype is not None and (own.is_floating_point() or own.is_complex()):
-                    own = own.to(wide_complex if own.is_complex() else dtype)
-                kind = nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
+                with torch.inference_mode(False):  # of the caller
+                    own = tensor.detach().clone()
+                    if dtype is not None and (own.is_floating_point() or own.is_complex()):
+                        own = own.to(wide_complex if own.is_complex() else dtype)
+                    kind = nn.Parameter(own, requires_grad=False) if isinstance(tensor, nn.Parameter) else own
                 copies[id(tensor)] = tensor, kind
             return copies[id(tensor)][1]
 

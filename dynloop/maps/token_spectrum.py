@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dynloop.maps.arguments import check_loop_map, check_tensor
 from dynloop.maps.jacobian_spectrum import (
     JacobianChain,
     check_spectrum,
@@ -92,6 +93,8 @@ def token_spectrum(loop_map: LoopMap, states: torch.Tensor, contexts: torch.Tens
         >>> print(m["role"])
         ['still' 'source' 'driven']
     """
+    check_loop_map("loop_map", loop_map)
+    check_tensor("states", states)
     if not loop_map.causal or len(loop_map.state_shape) != 2:
         raise ValueError(f"own blocks exist for causal maps with states (tokens, features); {loop_map.name} has states "
                          f"{loop_map.state_shape} and causal={loop_map.causal}. Use jacobian_spectrum.")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dynloop.maps.arguments import check_loop_map, check_rows, check_tensor
 from dynloop.maps.loop_map import LoopMap
 from dynloop.settings import check_whole
 from dynloop.trajectories import Trajectories
@@ -59,10 +60,11 @@ def orbits_of(loop_map: LoopMap, start: torch.Tensor, n_steps: int, *, contexts:
               change: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] | None = None) -> Trajectories:
     """As `trajectory`; `change` (recurrence, states, their rows) -> states sees every state before it is kept."""
     check_whole("n_steps", n_steps, 1, "a whole number of at least 1 application")
+    check_loop_map("loop_map", loop_map)
+    check_tensor("start", start)
     state, which = loop_map._checked(start, contexts)
     n, shape = len(state), loop_map.state_shape
-    if n == 0:
-        raise ValueError("start must hold at least one row; got none.")
+    check_rows("start", state)
     if per not in PARTS:
         raise ValueError(f"per must be one of {', '.join(PARTS)}; got {per!r}. Choose one.")
     if per == "token" and len(shape) != 2:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynloop.maps.arguments import check_loop_map, check_repeats, check_rows
 from dynloop.measurement import Measurement
 from dynloop.outcome import Outcome
 from dynloop.settings import check_number, check_whole
@@ -79,6 +80,7 @@ def two_orbit_contraction(loop: LoopMap, starts: Any, *, n_steps: int = 128, con
     from dynloop.analyzers.contraction_rate import contraction_rate
     from dynloop.trajectories import Trajectories
 
+    check_loop_map("loop", loop)
     check_whole("n_steps", n_steps, 1, "a whole number of at least 1 (the default is 128)")
     states = torch.as_tensor(starts, device=loop.device).detach()
     rank = len(loop.state_shape)
@@ -102,6 +104,8 @@ def two_orbit_contraction(loop: LoopMap, starts: Any, *, n_steps: int = 128, con
         raise ValueError(f"contexts must hold one number for each of {n} columns; got {tuple(contexts.shape)}.")
     now, place = states.flatten(0, 1), contexts.repeat(m)
     orbits = [now.to(loop.device, loop.dtype)]
+    check_rows("starts", orbits[0])
+    check_repeats(loop, orbits[0], place)
     for _ in range(n_steps):
         orbits.append(loop(orbits[-1], place))
     recorded = torch.stack(orbits, dim=1)  # (m n, n_steps + 1, *state_shape)

@@ -20,8 +20,9 @@ from dynloop.models.parcae import parcae
 from dynloop.models.recorder import recording
 from dynloop.models.retrofit import retrofit
 from dynloop.models.trm import trm
+from dynloop.models.untrained import untrained
 from dynloop.models.verify import Verification, verify
 
 __all__ = ["LoopedModel", "Missing", "StatePoint", "Verification", "albert", "hooked_block", "hrm", "hrm_text",
            "huginn", "inspect_model", "load", "looped_nanochat", "nano", "ouro", "parcae", "recording",
-           "retrofit", "temporarily", "trm", "undisturbed", "verify"]
+           "retrofit", "temporarily", "trm", "undisturbed", "untrained", "verify"]

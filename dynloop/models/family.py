@@ -219,22 +219,23 @@ def drawn(like: torch.Tensor, seeds: Sequence[int] | None,
 
 
 def run_and_generate(once: Callable[..., Any],
-                     begin: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Callable, Callable]:
-    """`run` and `generate` of a specification, of a family that transformers' cache works for.
+                     begin: Callable[[torch.Tensor], torch.Tensor | None]) -> tuple[Callable, Callable]:
+    """`run` and `generate` of a specification, of a family whose forward pass takes and gives a cache.
 
     Args:
-        once: (state, n_recurrences, **settings of the forward pass) -> its output, with logits.
-        begin: tokens -> the state that they start from.
+        once: (tokens, state, n_recurrences, first position, **settings of the forward pass) -> its output, with logits.
+        begin: tokens -> the state that new ones start from; None where the forward pass makes it itself.
     """
     def run(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor) -> torch.Tensor:
-        return once(state, n_recurrences, use_cache=False).logits
+        return once(tokens, state, n_recurrences, 0, use_cache=False).logits
 
     def generate(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor, n_new_tokens: int) -> torch.Tensor:
-        cache = None
+        cache, following, own, seen = None, tokens, state, 0
         for _ in range(n_new_tokens):
-            out = once(state, n_recurrences, use_cache=True, past_key_values=cache)
+            out = once(following, own, n_recurrences, seen, use_cache=True, past_key_values=cache)
+            seen += following.shape[1]
             following, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
-            tokens, state = torch.cat((tokens, following), dim=1), begin(following)
+            tokens, own = torch.cat((tokens, following), dim=1), begin(following)  # type: ignore[assignment]
         return tokens
 
     return run, generate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -63,11 +64,21 @@ def loop_count(module: nn.Module, loops: str | None, n: int) -> Iterator[dict[st
     *path, last = loops.split(".")
     for part in path:
         owner = getattr(owner, part, None)
-    if not hasattr(owner, last):
+    if owner is None or not hasattr(owner, last):
         raise ValueError(f"loops={loops!r} is neither an argument of the forward pass ({', '.join(parameters)}) nor "
                          f"an attribute of {type(root).__name__}. Name the one that sets the number of loops, such as "
                          "'num_steps' or 'config.total_ut_steps'.")
-    with temporarily(owner, **{last: n}):
+    own = getattr(owner, last)
+    if own is not None and (isinstance(own, bool) or not isinstance(own, numbers.Integral)):
+        raise ValueError(f"loops={loops!r} is {type(own).__name__}, no whole number that could say how often to loop. "
+                         "Name one, such as 'num_steps' or 'config.total_ut_steps', or give hooked_block run=.")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(temporarily(owner, **{last: n}))
+        except (AttributeError, TypeError) as error:  # frozen, or a property, or without a place for attributes
+            raise ValueError(f"loops={loops!r} cannot be set: {type(owner).__name__} does not allow it ({error}). Give "
+                             "hooked_block run=, which runs the model with n loops in another way (an argument, or a "
+                             "copy of the configuration).") from error
         yield {}
 
 
@@ -84,6 +95,9 @@ def _points(module: nn.Module, points: Sequence[Point], stacks: Sequence[str] | 
         paths = (point,) if isinstance(point, str) else tuple(point)
         ends = [path.rpartition(":") if path.endswith((":input", ":output")) else (path, "", "output")
                 for path in paths]
+        if len({end for _, _, end in ends}) > 1:
+            raise ValueError(f"{', '.join(paths)} read the input of some copies and the output of others, so that one "
+                             "recurrence would be missing and another double. Take the same end of every copy.")
         modules = tuple(submodule(module, path) for path, _, _ in ends)
         if len({parameter_identity(copy) for copy in modules}) > 1 or (
                 len(modules) > 1 and not parameter_identity(modules[0])):
@@ -128,11 +142,12 @@ def hooked_block(module: nn.Module, points: Sequence[Point], *, loops: str | Non
         run: (tokens, n_recurrences, initial_state or None) -> logits, where the model's forward pass needs more than
             tokens and the number of loops.
         stacks: the stack of each point, such as ["L", "L", "H"]; all "block" by default.
-        state_points, width, vocabulary, encode, embed, initial_state, step, readout, random_start, autonomous, causal,
-            mask, forwards, generate, ragged, most_recurrences, multiple, n_tokens, prefix, padding, dtype, name,
-            training_recurrences, provenance: see `LoopedModel`. The width is looked up by a run on two tokens, the
-            vocabulary is that of the first embedding. `random_start` without `initial_state` means that the model
-            draws its own: each prompt then runs alone, after `torch.manual_seed` of its seed.
+        others: state_points, width, vocabulary, encode, embed, initial_state, step, readout, random_start,
+            autonomous, causal, mask, forwards, generate, ragged, most_recurrences, multiple, n_tokens, prefix,
+            padding, dtype, name, training_recurrences, provenance: see `LoopedModel`. The
+            width is looked up by a run on two tokens, the vocabulary is that of the first embedding. `random_start`
+            without `initial_state` means that the model draws its own: each prompt then runs alone, after
+            `torch.manual_seed` of its seed.
 
     Returns:
         The specification.
@@ -173,10 +188,9 @@ def hooked_block(module: nn.Module, points: Sequence[Point], *, loops: str | Non
                 raise ValueError(f"the forward pass of {label} starts where it always does, and was to start from "
                                  "another state. Give hooked_block run=, which puts the state in.")
             with loop_count(module, loops, n_recurrences) as argument:
-                output = first_state(module(tokens, **argument))
-            if output is None:
-                raise ValueError(f"the forward pass of {label} gives no tensor. Give hooked_block run=.")
-            return output
+                output = module(tokens, **argument)
+            found = first_state(output)
+            return output if found is None else found  # which `LoopedModel.logits` refuses
 
         run = own
     if vocabulary is None:
@@ -212,7 +226,7 @@ def hooked_block(module: nn.Module, points: Sequence[Point], *, loops: str | Non
 
     with undisturbed(module), recording(looped, see) as calls:
         start = looped.initial_state(looped.embed(tokens), seeds=[0]) if looped.is_map else None
-        run(tokens, n or 1, start)
+        looped.logits(tokens, n or 1, start)
     calls.check(n or 1)
     if len(widths) != 1:
         raise ValueError(f"the states of {label} have {sorted(widths)} features; all points need the same width. "

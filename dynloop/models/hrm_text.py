@@ -76,7 +76,7 @@ def hrm_text(model: nn.Module | str | Path, *, name: str | None = None, tokenize
     def readout(state: torch.Tensor, context: dict[str, torch.Tensor]) -> torch.Tensor:
         return whole.lm_head(state.chunk(2, dim=-1)[1])
 
-    def once(state: torch.Tensor, n_recurrences: int, **settings: Any) -> Any:
+    def once(tokens: torch.Tensor, state: torch.Tensor, n_recurrences: int, first: int, **settings: Any) -> Any:
         fast, slow = state.chunk(2, dim=-1)
         own = inner.z_L_init
         calls = len(high.layers) * n_recurrences * (config.L_cycles + 1)

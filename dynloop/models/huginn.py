@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynloop.models.family import bears, described, drawn, encoder, label, opened, pretrained
+from dynloop.models.family import bears, described, drawn, encoder, label, opened, pretrained, run_and_generate
 from dynloop.models.looped_model import LoopedModel, StatePoint
 
 MODEL_TYPES = ("huginn_raven",)
@@ -42,7 +42,9 @@ def huginn(model: nn.Module | str | Path, *, name: str | None = None, tokenizer:
         ValueError: no Huginn model; or it adds noise while it runs, so that there is no map.
 
     Misleads:
-        The model ignores attention masks: padding changes the states of real tokens. Do not pad.
+        The model ignores attention masks: padding changes the states of real tokens. Do not pad. Generated tokens start
+        from states of their own, drawn anew; with a cache, they attend to what earlier tokens were in the same
+        recurrence.
 
     Source:
         Geiping et al. 2025, Scaling up Test-Time Compute with Latent Reasoning: A Recurrent Depth Approach;
@@ -95,14 +97,24 @@ def raven(model: nn.Module | str | Path, family: str, signs: Sequence[str], *, n
         logits = raven.lm_head(parts.ln_f(x))
         return logits.float() if family == "huginn" else logits
 
-    def run(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor) -> torch.Tensor:
-        return raven(input_ids=tokens, input_states=state, num_steps=n_recurrences, use_cache=False).logits
+    def once(tokens: torch.Tensor, state: torch.Tensor | None, n_recurrences: int, first: int, **settings: Any) -> Any:
+        where = {"cache_position": torch.arange(first, first + tokens.shape[1], device=tokens.device)} if first else {}
+        return raven(input_ids=tokens, input_states=state, num_steps=n_recurrences, **where, **settings)
 
+    def begin(tokens: torch.Tensor) -> torch.Tensor | None:
+        """A new token's start; one number of torch's own random state decides which, so that a seed repeats it."""
+        if start != "random":
+            return None
+        seeds = torch.randint(2**31, (len(tokens),), device="cpu").tolist()
+        return drawn(parts.wte(tokens), seeds, raven.initialize_state)
+
+    run, generate = run_and_generate(once, begin)
     return LoopedModel(
         name=called, module=raven, points=[StatePoint((block,)) for block in parts.core_block], width=config.n_embd,
         training_recurrences=f"{getattr(config, 'sampling_scheme', 'random')}, mean {config.mean_recurrence}",
         vocabulary=parts.wte.num_embeddings, encode=encoder(raven, tokenizer, called), embed=embed,
-        initial_state=initial_state, step=step, readout=readout, run=run, random_start=start == "random",
+        initial_state=initial_state, step=step, readout=readout, run=run, generate=generate,
+        random_start=start == "random",
         autonomous=not skips, causal=True, mask="ignored",
         padding=None if pad in (getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)) else pad,
         provenance=described(raven, family, model))

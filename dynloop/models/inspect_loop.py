@@ -27,6 +27,7 @@ class LoopInspection:
         forwards: forward passes of the whole model at either number of loops; they grow where an outer loop calls it.
         loops: the two numbers of loops.
         loop_argument: what set them, if known.
+        recursive: paths of points that call themselves: the output of each call is that of the last one.
     """
 
     points: tuple[str | tuple[str, ...], ...]
@@ -37,6 +38,7 @@ class LoopInspection:
     forwards: tuple[int, int]
     loops: tuple[int, int]
     loop_argument: str | None = None
+    recursive: tuple[str, ...] = ()
 
     @property
     def specification(self) -> str:
@@ -47,6 +49,8 @@ class LoopInspection:
         for point in self.points:
             if not isinstance(point, str):
                 lines.append(f"    {point!r},  # tied copies: one path a recurrence")
+            elif point in self.recursive:
+                lines.append(f"    '{point}:input',  # it calls itself: what its calls give comes from the last one")
             elif self.widths.get(point) == common:
                 lines.append(f"    {point!r},  # width {common}")
             else:
@@ -176,7 +180,10 @@ def inspect_model(module: nn.Module, run_at: Callable[[int], Any], *, loops: tup
     # where an outer loop calls the whole model, what every pass calls equally often is no loop within it
     within = {path: both for path, both in grown.items() if both[0] * forwards[1] != both[1] * forwards[0]}
     grown = within or grown
-    outermost = [path for path in grown if not traces[1].depth[path] & set(grown)]
+    outermost = [path for path in grown if not (traces[1].depth[path] - {path}) & set(grown)]
+    if grown and not outermost:
+        raise ValueError(f"the modules that are called more often call each other in a ring ({', '.join(grown)}): none "
+                         "of them holds the loop. Describe it by hand with hooked_block.")
     inside = {path: tuple(inner for inner, caller in traces[1].caller.items() if caller == path) for path in outermost}
     steady = tuple(path for path in counts if path not in grown and traces[1].depth[path] <= {""}
                    and not any(other.startswith(path + ".") for other in grown))
@@ -192,7 +199,8 @@ def inspect_model(module: nn.Module, run_at: Callable[[int], Any], *, loops: tup
                              "ended its loop early (try fewer, such as loops=(1, 2)). "
                              f"Called: {', '.join(itertools.islice(counts, 12))}.")
         steady = tuple(path for path in steady if not any(path in copies for copies in points))
-    return LoopInspection(points, grown, inside, traces[1].widths, steady, forwards, (first, second), loop_argument)
+    return LoopInspection(points, grown, inside, traces[1].widths, steady, forwards, (first, second), loop_argument,
+                          tuple(path for path in outermost if path in traces[1].depth[path]))
 
 
 def _tied(root: nn.Module, trace: _Trace) -> tuple[tuple[str, ...], ...]:

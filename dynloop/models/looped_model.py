@@ -122,7 +122,7 @@ class LoopedModel:
             it takes `recurrence=`, counted from 0, too (default 0).
         readout: (loop state, context) -> logits (batch, tokens, vocabulary).
         run: (tokens, n_recurrences, initial_state) -> logits, the model's own forward pass or passes. It leaves
-            nothing behind: what it sets it puts back (see `temporarily`).
+            nothing behind: what it sets it puts back (see `temporarily`). Call it by `logits`.
         random_start: whether `seeds` matter.
         autonomous: whether every recurrence applies the same map.
         causal: whether the state of a token depends on no later token.
@@ -191,6 +191,21 @@ class LoopedModel:
     def is_map(self) -> bool:
         """Whether the loop can be stepped by hand; if not, its states can only be recorded."""
         return not any(isinstance(part, Missing) for part in (self.embed, self.initial_state, self.step))
+
+    def logits(self, tokens: torch.Tensor, n_recurrences: int, state: Any) -> torch.Tensor:
+        """What `run` gives, if it gives what it should.
+
+        Raises:
+            ValueError: it does not, with what came.
+        """
+        output = self.run(tokens, n_recurrences, state)
+        if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != len(tokens):
+            came = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else \
+                f"{type(output).__name__}" + (f" with {', '.join(map(str, output))}" if isinstance(output, Mapping)
+                                              else "")
+            raise ValueError(f"`run` of {self.name} gave {came} for {len(tokens)} prompts; logits (prompts, tokens, "
+                             "vocabulary) are needed. Return that tensor alone, such as model(tokens).logits.")
+        return output
 
     @property
     def device(self) -> torch.device:

@@ -74,7 +74,7 @@ def ouro(model: nn.Module | str | Path, *, name: str | None = None, tokenizer: A
     def readout(state: torch.Tensor, context: dict[str, torch.Tensor]) -> torch.Tensor:
         return whole.lm_head(state)
 
-    def once(state: torch.Tensor, n_recurrences: int, **settings: Any) -> Any:
+    def once(tokens: torch.Tensor, state: torch.Tensor, n_recurrences: int, first: int, **settings: Any) -> Any:
         mapping = {kind: masks(how, config, state) if state.shape[1] > 1 else None for kind, how in kinds.items()}
         with temporarily(inner, total_ut_steps=n_recurrences), temporarily(config, total_ut_steps=n_recurrences):
             return whole(inputs_embeds=state, attention_mask=mapping, exit_at_step=n_recurrences - 1, **settings)

@@ -100,7 +100,7 @@ def verify(model: LoopedModel, tokens: torch.Tensor | None = None, *, n_recurren
             raise RuntimeError(f"the initial state of {model.name} has shape {tuple(start.shape)} where {expected} is "
                                "needed (prompts, tokens with the prefix, width of all state points).")
         with recording(model, keep) as calls:
-            logits = model.run(tokens, n_recurrences, start.clone())
+            logits = model.logits(tokens, n_recurrences, start.clone())
         calls.check(n_recurrences)
         n_run = calls.recurrences[-1]
         states = [torch.cat([seen[r, point].to(start.device) for point in wanted], dim=-1) for r in range(n_run)]
