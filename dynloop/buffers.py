@@ -12,6 +12,9 @@ import torch
 
 from dynloop.trajectories import from_numpy
 
+# Python's own choice is memory that a forked process shares: two of them would write into the same buffer
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}  # not on Windows
+
 
 class Buffers:
     """A pool of anonymous, page-aligned memory.
@@ -30,7 +33,7 @@ class Buffers:
             memory = self._free.pop(fitting[-1]) if fitting else None
             if memory is None:
                 del self._free[:-4]  # sizes have changed: keep little of what no longer fits
-        memory = memory or mmap.mmap(-1, size)
+        memory = memory or mmap.mmap(-1, size, **_PRIVATE)
         array = np.frombuffer(memory, dtype=np.uint8, count=size)
         weakref.finalize(array, self._free.append, memory).atexit = False
         return array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -97,10 +98,10 @@ class Measurement:
     def n_orbits(self) -> int:
         return len(self.outcomes)
 
-    @property
+    @functools.cached_property
     def found(self) -> np.ndarray:
-        """Where the question was answered, (n_orbits,) bool."""
-        return np.array([o is Outcome.FOUND for o in self.outcomes], dtype=bool)
+        """Where the question was answered, (n_orbits,) bool; read-only."""
+        return _frozen(self.outcomes == Outcome.FOUND)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """One variable by name."""
@@ -110,7 +111,7 @@ class Measurement:
 
     def counts(self) -> dict[Outcome, int]:
         """Orbits by outcome, in the order of `Outcome`; those that did not occur are left out."""
-        counted = {o: int(sum(own is o for own in self.outcomes)) for o in Outcome}
+        counted = {o: int((self.outcomes == o).sum()) for o in Outcome}
         return {o: n for o, n in counted.items() if n}
 
     def __repr__(self) -> str:

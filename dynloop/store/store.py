@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -230,6 +231,24 @@ class Store:
     def n_shards(self) -> int:
         """Shards that hold states."""
         return len(self._states)
+
+    @property
+    def shards(self) -> tuple[dict[str, Any], ...]:
+        """What the manifest says of each shard of states: file, bytes, checksum, tensors, labels."""
+        return tuple(self._states)
+
+    @property
+    def orbits_of_shards(self) -> np.ndarray:
+        """Orbits of each shard of states, (n_shards,)."""
+        return np.array([math.prod(line["tensors"]["states"]["shape"][:-2]) for line in self._states])
+
+    def only(self, shards: slice) -> Store:
+        """The store as if it held these shards of states alone: a piece of work, small to send to another process."""
+        part = copy.copy(self)
+        part._states, part._others, part._verified = self._states[shards], [], set(self._verified)
+        part.n_orbits = int(part.orbits_of_shards.sum())
+        part.n_bytes = sum(line["bytes"] for line in part._states)
+        return part
 
     def _labels(self, line: dict[str, Any]) -> dict[str, np.ndarray]:
         lead = line["tensors"]["states"]["shape"][:-2]

@@ -29,6 +29,7 @@ from dynloop.trajectories import from_numpy
 
 _PAGE = 4096
 _AHEAD = 3  # reads under way
+_buffers = Buffers()  # of all streams: a pass over many small stores would otherwise fill fresh pages for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +58,9 @@ def _pieces(shards: Sequence[tuple[Path, dict[str, Any]]], piece_bytes: int) -> 
             new = until
 
 
-def _read(path: Path, piece: _Piece, buffers: Buffers) -> np.ndarray:
+def _read(path: Path, piece: _Piece) -> np.ndarray:
     """The bytes of a piece, from its page boundary on."""
-    raw = buffers.view(math.ceil((piece.until - piece.begin) / _PAGE) * _PAGE)
+    raw = _buffers.view(math.ceil((piece.until - piece.begin) / _PAGE) * _PAGE)
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
     except OSError as error:
@@ -88,11 +89,11 @@ def stream_states(shards: Sequence[tuple[Path, dict[str, Any]]], *, piece_bytes:
         DamagedShardError: a shard is not the one that was committed. It may come after its last piece: what was made
             of its pieces must then be thrown away.
     """
-    buffers, pieces = Buffers(), _pieces(shards, piece_bytes)
+    pieces = _pieces(shards, piece_bytes)
     digest = xxhash.xxh3_128()
     with ThreadPoolExecutor(_AHEAD) as readers:
         def start(piece: _Piece) -> tuple[_Piece, Any]:
-            return piece, readers.submit(_read, shards[piece.shard][0], piece, buffers)
+            return piece, readers.submit(_read, shards[piece.shard][0], piece)
 
         under_way = collections.deque(map(start, itertools.islice(pieces, _AHEAD)))
         while under_way:
