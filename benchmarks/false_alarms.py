@@ -38,7 +38,7 @@ import torch
 import dynloop
 import synthetic
 from dynloop import Trajectories, measure
-from dynloop.statistics.estimate import clopper_pearson
+from dynloop.statistics.share import clopper_pearson
 from synthetic import bank, recordings
 
 LEVELS = (0.0, 0.01, 0.05, 0.1, 0.2)

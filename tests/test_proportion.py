@@ -7,10 +7,18 @@ import pytest
 from scipy import stats
 
 from dynloop import Estimate, Measurement, Outcome, estimate, proportion
-from dynloop.statistics.estimate import clopper_pearson
-from dynloop.statistics.proportion import effective_counts, prevalence
+from dynloop.statistics.nesting import Nesting
+from dynloop.statistics.proportion import prevalence
+from dynloop.statistics.share import clopper_pearson, effective_counts
+from dynloop.statistics.units import group
 
 PERFECT = {"false_alarms": (0, 10**9)}
+
+
+def counts(called, unit_of):
+    """Effective events and number of rows within units of one level."""
+    own = effective_counts(called, group(np.asarray(unit_of)[None], Nesting(("prompt",))), 0.95)
+    return own.events, own.n
 
 
 def regimes(counts, n_tokens=20):
@@ -134,11 +142,11 @@ def test_events_within_prompts_count_less_than_events_apart():
 
 def test_the_design_effect_is_the_variance_between_prompts_over_the_binomial_one(rng):
     called = np.repeat(rng.random(400) < 0.4, 25)
-    events, n, _ = effective_counts(called, np.arange(10_000) // 25, 0.95)
+    events, n = counts(called, np.arange(10_000) // 25)
     assert n == pytest.approx(400, rel=0.03)  # 25 tokens that agree are one
     assert events / n == called.mean()
     mixed = rng.permutation(called)
-    assert effective_counts(mixed, np.arange(10_000) // 25, 0.95)[1] > 7000
+    assert counts(mixed, np.arange(10_000) // 25)[1] > 7000
 
 
 def test_order_and_names_change_nothing(rng):
@@ -201,9 +209,9 @@ def test_few_prompts_bring_no_word_about_a_bootstrap_that_is_not_used():
     ({"power": (0, 10)}, "the power must exceed the false-alarm rate; got 0 and 0"),
     ({"of": "orbits"}, "one of orbit, fixed point; got of='orbits'"),
     ({"of": None}, "needs of="),
-    ({"resample": "token"}, "one of the labels prompt, model"),
+    ({"resample": "token"}, "or the labels prompt, model"),
     ({"confidence_level": 95}, "between 0 and 1"),
-    ({"resample": "model"}, "at least two models"),
+    ({"resample": "model"}, "1 model cannot say how models differ"),
 ])
 def test_what_cannot_be_done_is_refused_with_words(change, words):
     with pytest.raises(ValueError, match=words):
@@ -232,7 +240,7 @@ def coverage(rng, n_studies, q, *setting):
     hits = np.zeros(2)
     for _ in range(n_studies):
         called, power, false_alarms = study(rng, q, *setting)
-        events, n, _ = effective_counts(called.ravel(), np.arange(called.size) // called.shape[1], 0.95)
+        events, n = counts(called.ravel(), np.arange(called.size) // called.shape[1])
         _, low, high = prevalence(events, n, power, false_alarms, 0.95)
         plain = clopper_pearson(events, n, 0.95)
         hits += low <= q <= high, plain[0] <= q <= plain[1]
@@ -269,3 +277,11 @@ def test_coverage_is_nominal_from_a_prevalence_of_nought_to_a_third(part):
     worst = int(found.argmin())
     assert found.min() >= 0.95 - 3.3 * math.sqrt(0.95 * 0.05 / 200), (settings[worst], found[worst])
     assert stats.binomtest(int(found.sum() * 200), 200 * len(settings), 0.95, "less").pvalue > 0.01
+
+
+def test_rates_that_do_not_fit_are_told_beside_the_number():
+    m = Measurement("regime", {"regime": np.where(np.arange(800) % 4, "fixed point", "orbit")}, [Outcome.FOUND] * 800,
+                    labels={"prompt": np.arange(800) // 20})
+    with pytest.warns(UserWarning, match="fewer than the false alarms"):
+        e = proportion(m, of="orbit", resample="prompt", false_alarms=(900, 1000))
+    assert any("the rates were not measured on orbits like these" in note for note in e.notes)

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from dynloop.measurement import Measurement
 from dynloop.outcome import Outcome
-from dynloop.statistics.estimate import _LEAST_DESIGN_EFFECT, Estimate, clopper_pearson, estimate
+from dynloop.statistics.design import design
+from dynloop.statistics.estimate import Estimate, counted, estimate
+from dynloop.statistics.share import clopper_pearson
+from dynloop.statistics.units import Source, read
 
 _NODES = 1024  # of the lattice over the two error rates: limits right to 0.05 %
 _Counts = tuple[int, int]
 
 
-def proportion(measurement: Measurement, *, of: str | Outcome, resample: str, power: _Counts | None = None,
-               false_alarms: _Counts | None = None, variable: str | None = None,
+def proportion(source: Source, *, of: str | Outcome, resample: str, power: _Counts | None = None,
+               false_alarms: _Counts | None = None, variable: str | None = None, target: str | None = None,
                confidence_level: float = 0.95) -> Estimate:
     """Prevalence of a regime, corrected for the classifier's measured false-alarm rate and power.
 
@@ -30,17 +32,18 @@ def proportion(measurement: Measurement, *, of: str | Outcome, resample: str, po
     tail quantile of q over p ~ Beta(x, n - x + 1) and the upper distributions of a and s, its upper limit that over
     p ~ Beta(x + 1, n - x) and the lower ones. Where a and s are known it is Clopper and Pearson's. For orbits within
     units, n is an effective number (Korn and Graubard 1998): orbits over the design effect between units, which counts
-    as at least 5 when fewer than 50 units, or than half of them (but never fewer than 10), hold an event. With no event
-    at all every unit counts as one observation.
+    as at least that of the observed runs, or 5, when fewer than 50 units, or than half of them (but never fewer than
+    10), hold an event. With no event at all every unit counts as one observation.
 
     Args:
-        measurement: of any number of orbits.
+        source: a measurement of any number of orbits, or a frame (see `estimate`).
         of: a value of the variable, such as "orbit" (of the orbits that were answered), or an `Outcome` (of all).
-        resample: a label whose values are independent of each other, such as "prompt", or "orbit"; see `estimate`.
+        resample: what is independent: "prompt", "seed > prompt", "seed × prompt" or "orbit"; see `estimate`.
         power: (called, tried): of how many orbits that are `of` the classifier called how many so. None takes it as 1,
             and the prevalence is that of what the classifier can see.
         false_alarms: (called, tried): of how many orbits that are not `of` it called how many so. None: it never errs.
         variable: which variable; by default the main one.
+        target: "these models", "new seeds" or "new seeds and prompts"; by default what `resample` implies.
         confidence_level: nominal coverage; the interval covers at least as often.
 
     Returns:
@@ -73,7 +76,8 @@ def proportion(measurement: Measurement, *, of: str | Outcome, resample: str, po
         ...                 labels={"prompt": np.arange(8000) // 20})
         >>> print(proportion(m, of="orbit", resample="prompt", power=(180, 200), false_alarms=(20, 10_000)))
         regime: prevalence of orbit 0.003341 [0, 0.00888] 95 % Rogan-Gladen, melded exact intervals:
-            share 0.005 corrected for power 180 of 200 and false alarms 20 of 10000; design effect 5, 400 prompts
+            share 0.005 corrected for power 180 of 200 and false alarms 20 of 10000; design effect 5, 400 prompts,
+            for these models
         8000 of 8000 orbits
     """
     if power is None and false_alarms is None:
@@ -85,28 +89,23 @@ def proportion(measurement: Measurement, *, of: str | Outcome, resample: str, po
         raise ValueError(f"the power must exceed the false-alarm rate; got {s:.3g} and {a:.3g}: the classifier calls "
                          f"orbits {_word(of)!r} as often when they are not. Check the order (called, tried), or use "
                          "another classifier.")
-    with warnings.catch_warnings():  # few units trouble the bootstrap, which is not used here
-        warnings.filterwarnings("ignore", message=".*are few for a bootstrap")
-        share = estimate(measurement, statistic="share", of=of, resample=resample, variable=variable,
-                         confidence_level=confidence_level, n_resamples=100)
-    if isinstance(of, Outcome):
-        used = np.ones(measurement.n_orbits, bool)
-        called = np.array([o is of for o in measurement.outcomes])
-    else:
-        used = measurement.found
-        called = measurement[variable or next(iter(measurement.variables))][used] == of
-    units = np.arange(len(called)) if resample == "orbit" else measurement.labels[resample][used]
-    events, n, effect = effective_counts(called, np.unique(units, return_inverse=True)[1], confidence_level)
+    share = estimate(source, statistic="share", of=of, resample=resample, target=target, variable=variable,
+                     confidence_level=confidence_level, method="design effect")
+    rows = read(source, variable, of, counts=True)
+    own = counted(rows, design(rows, resample, target), confidence_level)
+    events, n, effect = own.events, own.n, own.how
     value, low, high = prevalence(events, n, se, fa, confidence_level)
+    notes = share.notes
     if clopper_pearson(events, n, confidence_level)[1] < (clopper_pearson(*fa, confidence_level)[0] if fa else 0):
-        warnings.warn(f"{share.value:.3g} of the orbits are called {_word(of)!r}, fewer than the false alarms alone "
-                      f"would be ({a:.3g}): the rates were not measured on orbits like these. Measure them anew.",
-                      UserWarning, stacklevel=2)
+        why = (f"{share.value:.3g} of the orbits are called {_word(of)!r}, fewer than the false alarms alone would be "
+               f"({a:.3g}): the rates were not measured on orbits like these")
+        warnings.warn(f"{why}. Measure them anew.", UserWarning, stacklevel=2)
+        notes = (*notes, why)
     rates = " and ".join(f"{name} {counts[0]} of {counts[1]}" if counts else f"{name} taken as {default}"
                          for name, counts, default in (("power", se, "1"), ("false alarms", fa, "none")))
     how = f"Rogan-Gladen, melded exact intervals: share {share.value:.4g} corrected for {rates}; {effect}"
     return dataclasses.replace(share, statistic=f"prevalence of {_word(of)}", value=value, low=low, high=high,
-                               method=how)
+                               method=how, notes=notes)
 
 
 def _word(of: Any) -> Any:
@@ -122,31 +121,6 @@ def _rate(name: str, counts: Any) -> _Counts | None:
         return int(counts[0]), int(counts[1])
     raise ValueError(f"{name} must be (called, tried): two whole numbers, 0 <= called <= tried and tried > 0; got "
                      f"{counts!r}. A rate alone does not say how well it is known.")
-
-
-def effective_counts(called: np.ndarray, unit_of: np.ndarray, level: float) -> tuple[float, float, str]:
-    """Events and orbits as if these were independent (Korn and Graubard 1998), and how that was found.
-
-    Args:
-        called: (n,) bool.
-        unit_of: (n,) whole numbers from 0, the unit of each orbit.
-        level: confidence level at which the degrees of freedom of the design effect count.
-    """
-    n, n_units, p = len(called), int(unit_of.max()) + 1, float(called.mean())
-    if n == n_units:
-        return p * n, n, "orbits independent"
-    if p in (0.0, 1.0):
-        return p * n_units, n_units, "each unit counts once"
-    from scipy import stats
-
-    events, sizes = np.bincount(unit_of, called, n_units), np.bincount(unit_of, minlength=n_units)
-    few = min((events > 0).sum(), (events < sizes).sum()) < max(10, min(50, n_units // 2))
-    between = n_units / (n_units - 1) * ((events - p * sizes) ** 2).sum()
-    effect = max(between / (n * p * (1 - p)), min(_LEAST_DESIGN_EFFECT, n / n_units) if few else 1.0, 1.0)
-    tail = (1 + level) / 2
-    degrees = (stats.t.ppf(tail, n - 1) / stats.t.ppf(tail, n_units - 1)) ** 2
-    effective = min(n, n / effect * degrees)
-    return p * effective, effective, f"design effect {effect:.2g}"
 
 
 def prevalence(events: float, n: float, power: _Counts | None, false_alarms: _Counts | None,
