@@ -25,6 +25,7 @@ from dynloop.nano.corpus import Corpus
 from dynloop.nano.model import NanoModel, model_hash
 
 WEIGHTS, RECORD, LOG, CHECKPOINT = "model.safetensors", "model.json", "log.jsonl", "checkpoint.pt"
+MONITOR = "monitor.jsonl"  # what a monitor may write there
 
 
 def held_out_loss(model: NanoModel, corpus: Corpus, *, n_recurrences: int | None = None, n: int = 64,
@@ -105,12 +106,16 @@ def load_model(folder: str | Path) -> tuple[NanoModel, dict]:
 
 
 def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: str | Path, *,
-          device: str = "cpu", name: str | None = None) -> NanoModel:
+          device: str = "cpu", name: str | None = None,
+          monitor: Callable[[NanoModel], Callable[[int], object]] | None = None) -> NanoModel:
     """Train a model into a folder; when interrupted, the same call goes on from the last checkpoint.
 
     The folder receives `log.jsonl` (a line a logged step), `checkpoint.pt` while training runs, and at the end
     `model.safetensors` with `model.json`. Batches, recurrences and random starts depend on (seed, step) alone, so an
     interrupted run ends where an undisturbed one does.
+
+    `monitor` is given the model before the first step, and what it returns the number of every step that is done, such
+    as `lambda model: LoopMonitor(model, probe, log=folder).step`.
 
     Raises:
         FileExistsError: the folder holds another model, or one trained with other settings.
@@ -140,11 +145,13 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first, spent, log_size = saved["step"], saved["seconds"], saved["log_size"]
-    elif any(path.name.removesuffix(".tmp") not in (LOG, CHECKPOINT, WEIGHTS, RECORD) for path in folder.iterdir()) \
+    elif any(path.name.removesuffix(".tmp") not in (LOG, CHECKPOINT, WEIGHTS, RECORD, MONITOR)
+             for path in folder.iterdir()) \
             or ((folder / LOG).exists() and (folder / LOG).read_text()[:7] not in ("", '{"step"')):
         raise FileExistsError(f"{folder} holds something else than a training. Name another folder.")
     with open(folder / LOG, "ab") as log:
         log.truncate(min(log_size, log.tell()))  # lines written after the last checkpoint are written again
+    watch = None if monitor is None else monitor(model)
     model.train()
     began = time.perf_counter() - spent
     progress = tqdm(total=training.steps, initial=first, desc=name or folder.name, unit="step", disable=None)
@@ -166,6 +173,8 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             done = step + 1
+            if watch is not None:
+                watch(done)
             progress.update()
             if done % training.log_every == 0 or done == training.steps:
                 line = {"step": done, "loss": loss.item(), "recurrences": recurrences,

@@ -1,0 +1,12 @@
+"""What a recording says about compute that could be saved: exit rules, solvers, forecasts."""
+
+from dynloop.advice.exit_rule import exit_rule
+from dynloop.advice.exit_rules import ExitRules, exit_rules
+from dynloop.advice.extrapolation_forecast import extrapolation_forecast
+from dynloop.advice.readout import readout_of
+from dynloop.advice.recurrences_needed import recurrences_needed
+from dynloop.advice.solver_cost import solver_cost
+from dynloop.advice.solver_forecast import solver_forecast
+
+__all__ = ["ExitRules", "exit_rule", "exit_rules", "extrapolation_forecast", "readout_of", "recurrences_needed",
+           "solver_cost", "solver_forecast"]
