@@ -334,6 +334,72 @@ def test_softmax_attention_is_seen_and_its_previous_map_computed_again(how, qkv,
     check(calls[1], new, old)
 
 
+class Block(nn.Module):
+    """Neither an attention module nor a router by its name."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.attend = attend
+
+    def forward(self, *args):
+        return self.attend(*args)
+
+
+def one_head(q, k, v, *, how):
+    s = torch.einsum("btd,bsd->bts", q, k) if how == "einsum" else \
+        torch.bmm(q, k.transpose(1, 2)) if how == "bmm" else q @ k.mT
+    s = s / 2
+    mask = torch.ones(s.shape[-2:], dtype=torch.bool, device=q.device).tril(s.shape[-1] - s.shape[-2])
+    s = s + torch.zeros(len(q), *mask.shape, device=q.device).masked_fill(~mask, -torch.inf) if how == "added" else \
+        s.masked_fill(~mask, -torch.inf)
+    return s.softmax(2 if how == "added" else -1) @ v
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("how", ["matmul", "bmm", "einsum", "added"])
+@pytest.mark.parametrize("module", [Attention, Block])
+def test_softmax_attention_of_one_head_without_an_axis_is_seen(module, how, block_size, device):
+    q, k, v = (draw(3, 23, 8, seed=s, device=device) for s in range(3))
+    run = functools.partial(one_head, how=how)
+    calls, results = recorded(module(run), ((q, k, v), {}), ((q + 0.1, k, v), {}))
+    assert torch.equal(results[0], run(q, k, v))
+    old, new = (slow_map(x[:, None], k[:, None], scale=0.5, after=0) for x in (q, q + 0.1))
+    check(calls[0], old)
+    check(calls[1], new, old)
+
+
+def test_one_head_with_more_keys_than_queries_is_seen_in_an_attention_module_alone():
+    q, k, v = draw(2, 5, 8), draw(2, 9, 8, seed=1), draw(2, 9, 8, seed=2)
+    run = functools.partial(one_head, how="matmul")
+    calls, _ = recorded(Attention(run), ((q, k, v), {}))
+    check(calls[0], slow_map(q[:, None], k[:, None], scale=0.5, after=4))
+    with pytest.raises(RuntimeError, match="no attention"):
+        recorded(Block(run), ((q, k, v), {}))
+
+
+class Gate(nn.Module):
+    """Tokens by as many experts, from a product of three axes."""
+
+    def forward(self, x, experts):
+        return (x @ experts.expand(len(x), -1, -1).mT).softmax(-1)
+
+
+def test_a_gate_of_three_axes_is_not_attention():
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.attention = Gate(), Attention(F.scaled_dot_product_attention)
+
+        def forward(self, x):
+            self.gate(x[:, 0], x[0, :1])
+            F.softmax(F.linear(x[:, 0], x[0, 0]), -1)
+            F.softmax(x[:, 0] @ x[0, 0].T, -1)
+            return self.attention(x, x, x)
+
+    calls, _ = recorded(Mixture(), ((draw(2, 2, 6, 6),), {}))
+    assert [c.kind for c in calls] == ["sdpa"]
+
+
 def test_softmax_attention_in_bfloat16_that_comes_again_is_at_distance_zero(qkv):
     q, k, v = (x.bfloat16() for x in qkv)
     run = functools.partial(written_out, mask=torch.zeros(23, 23, dtype=torch.bfloat16))

@@ -1,6 +1,12 @@
-"""Attention while the model runs: statistics of every call, without keeping the maps."""
+"""Attention while the model runs, without keeping the maps, and the measures of it beside their closed-form nulls."""
 
-from dynloop.attention.calls import AttentionCall, AttentionStatistics
+from dynloop.attention.attention_distance import attention_distance
+from dynloop.attention.attention_stabilisation import attention_lag, attention_stabilisation
+from dynloop.attention.calls import AttentionCall, AttentionStatistics, MapDistances
+from dynloop.attention.column_concentration import column_concentration
+from dynloop.attention.mixing_score import mixing_score
+from dynloop.attention.sink_rate import sink_rate
 from dynloop.attention.statistics import attention_statistics
 
-__all__ = ["AttentionCall", "AttentionStatistics", "attention_statistics"]
+__all__ = ["AttentionCall", "AttentionStatistics", "MapDistances", "attention_distance", "attention_lag",
+           "attention_stabilisation", "attention_statistics", "column_concentration", "mixing_score", "sink_rate"]

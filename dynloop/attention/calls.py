@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Hashable
 
 import torch
+
+
+def concentration(column_sums: torch.Tensor) -> torch.Tensor:
+    """1 + sum_k c_k ln c_k / ln S, c the shares of S keys in all attention (..., S): 1 for a single key, 0 if equal."""
+    share = column_sums / column_sums.sum(-1, keepdim=True)
+    n_keys = column_sums.shape[-1]
+    return 1 + torch.special.xlogy(share, share).sum(-1) / (math.log(n_keys) if n_keys > 1 else math.nan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +66,34 @@ class AttentionCall:
         return self.maxima.sum(-1) / self.n_queries
 
 
+    @property
+    def concentration(self) -> torch.Tensor:
+        """(B, H): from 0, all keys share evenly, to 1, all attention on one key; NaN for a single key."""
+        return concentration(self.column_sums)
+
+
+@dataclasses.dataclass(frozen=True)
+class MapDistances:
+    """Frobenius distances between all pairs of N maps of one forward.
+
+    Attributes:
+        forward: which forward of the whole model.
+        layers: (N,), the layer of each map.
+        recurrences: (N,), the recurrence of each map.
+        distances: (B, H, N, N), ||A_i - A_j||_F of each prompt and head, in double precision.
+        norms: (B, H, N), ||A_i||_F.
+    """
+
+    forward: int
+    layers: tuple[Hashable, ...]
+    recurrences: tuple[int, ...]
+    distances: torch.Tensor
+    norms: torch.Tensor
+
+
 @dataclasses.dataclass
 class AttentionStatistics:
-    """What was seen: `calls` in the order in which they happened."""
+    """What was seen: `calls` in the order in which they happened; `pairs` of every forward that has ended."""
 
     calls: list[AttentionCall] = dataclasses.field(default_factory=list)
+    pairs: list[MapDistances] = dataclasses.field(default_factory=list)

@@ -24,7 +24,10 @@ _PLACE = object()  # stands for the scores in a step's arguments
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """Queries (B, H, T, D), keys (B, H, S, D), the steps from their product to scores (None: unknown)."""
+    """Queries (B, H, T, D), keys (B, H, S, D), the steps from their product to scores (None: unknown).
+
+    Where a model has one head and no axis for it, H is 1, and so it is in whatever the steps add or multiply.
+    """
 
     query: torch.Tensor
     key: torch.Tensor
@@ -56,7 +59,7 @@ class Chain:
             again = source.scores(chosen, keys, torch.empty(shape, dtype=dtype, device=scores.device))
         except (RuntimeError, ValueError, TypeError, IndexError):
             return None  # a step that does not work on a part: there is no distance, and a note says so
-        seen = scores.detach()[chosen.batch, chosen.heads, chosen.first:chosen.last].flatten(0, 1)
+        seen = of_heads(scores.detach())[chosen.batch, chosen.heads, chosen.first:chosen.last].flatten(0, 1)
         tolerance = 1e-3 if scores.dtype in (torch.float32, torch.float64) else 0.1
         close = torch.allclose(torch.exp(again - again.amax(-1, keepdim=True)).nan_to_num(),
                                torch.exp(seen.to(dtype) - seen.to(dtype).amax(-1, keepdim=True)).nan_to_num(),
@@ -66,7 +69,7 @@ class Chain:
 
 def chained(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], result: Any) -> None:
     """Note on `result` how it came from queries and keys, if it did."""
-    if not isinstance(result, torch.Tensor) or result.ndim != 4:
+    if not isinstance(result, torch.Tensor) or result.ndim not in (3, 4):
         return
     name = getattr(function, "__name__", "").strip("_")
     if name in _PRODUCTS:
@@ -79,6 +82,8 @@ def chained(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str,
         own = getattr(value, "_dynloop_chain", None) if isinstance(value, torch.Tensor) else None
         if own is not None and value.shape == result.shape and chain is None:
             chain, value = own, _PLACE
+        elif isinstance(value, torch.Tensor) and value.ndim == result.ndim:
+            value = of_heads(value)
         if i < len(args):
             replaced_args.append(value)
         else:
@@ -97,33 +102,42 @@ def chained(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str,
 
 def _operands(name: str, args: Sequence[Any], kwargs: dict[str, Any],
               result: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Queries and keys as (batch, heads, tokens, width), if a product of two tensors of four axes was taken."""
+    """Queries and keys as (batch, heads, tokens, width), if a product of two tensors was taken that both have these
+    four axes, or these but for the heads."""
     tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
     if len(tensors) == 1 and len(args) > 1 and isinstance(args[1], list | tuple):
         tensors = list(args[1])
-    if len(tensors) != 2 or any(x.ndim != 4 for x in tensors):
+    if len(tensors) != 2 or any(x.ndim != result.ndim for x in tensors):
         return None
     left, right = tensors
     if name == "einsum":
-        return _einsum_operands(args[0], left, right) if args and isinstance(args[0], str) else None
-    batch, heads = result.shape[:2]
-    return left.expand(batch, heads, -1, -1), right.transpose(-1, -2).expand(batch, heads, -1, -1)
+        found = _einsum_operands(args[0], left, right) if args and isinstance(args[0], str) else None
+    else:
+        found = (left.expand(*result.shape[:-2], -1, -1), right.transpose(-1, -2).expand(*result.shape[:-2], -1, -1))
+    return None if found is None else (of_heads(found[0]), of_heads(found[1]))
+
+
+def of_heads(x: torch.Tensor) -> torch.Tensor:
+    """(batch, ...) of three axes with one head between."""
+    return x[:, None] if x.ndim == 3 else x
 
 
 def _einsum_operands(equation: str, left: torch.Tensor,
                      right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     one, comma, two = inputs.partition(",")
-    if not arrow or not comma or len(output) != 4 or any(len(set(x)) != 4 or "." in x for x in (one, two, output)):
+    n = len(output)
+    if not arrow or not comma or n not in (3, 4) or any(len(x) != n or len(set(x)) != n or "." in x
+                                                        for x in (one, two, output)):
         return None
-    if output[2] in two:
+    if output[-2] in two:
         one, two, left, right = two, one, right, left
     summed = [letter for letter in one if letter in two and letter not in output]
-    query, key = ({*output[:2], output[2], *summed}, {*output[:2], output[3], *summed})
+    query, key = ({*output[:-2], output[-2], *summed}, {*output[:-2], output[-1], *summed})
     if len(summed) != 1 or set(one) != query or set(two) != key:
         return None
-    return (left.permute([one.index(x) for x in (*output[:3], *summed)]),
-            right.permute([two.index(x) for x in (*output[:2], output[3], *summed)]))
+    return (left.permute([one.index(x) for x in (*output[:-1], *summed)]),
+            right.permute([two.index(x) for x in (*output[:-2], output[-1], *summed)]))
 
 
 def softmax_arguments(function: Callable[..., Any], args: Sequence[Any],

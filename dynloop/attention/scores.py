@@ -34,10 +34,14 @@ class Block:
         return self.rows.stop - self.rows.start
 
 
-def blocks(shape: tuple[int, int, int, int], device: torch.device) -> Iterator[Block]:
-    """Cut maps of `shape` (batch, heads, queries, keys): whole heads of several prompts, or some heads of one."""
+def blocks(shape: tuple[int, int, int, int], device: torch.device,
+           limits: tuple[int, int] | None = None) -> Iterator[Block]:
+    """Cut maps of `shape` (batch, heads, queries, keys): whole heads of several prompts, or some heads of one.
+
+    `limits`: numbers in a block and queries in it at most, if not those that suit the device.
+    """
     n_batch, n_heads, n_queries, n_keys = shape
-    numbers, most = _BLOCK.get(device.type, _BLOCK_ELSEWHERE)
+    numbers, most = limits or _BLOCK.get(device.type, _BLOCK_ELSEWHERE)
     n = min(n_queries, most, max(16, numbers // max(n_keys, 1)))
     together = max(1, numbers // (n * max(n_keys, 1)))
     step_batch, step_heads = max(1, together // n_heads), min(together, n_heads)

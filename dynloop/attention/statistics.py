@@ -18,13 +18,15 @@ from dynloop.attention.watch import Watch
 @contextlib.contextmanager
 def attention_statistics(model: nn.Module, *, layer: Callable[[str, int], Hashable] | None = None,
                          symbols: Sequence[str] = (), distance: bool = True, keep_maps: bool = False,
-                         continues: bool = False, dtype: torch.dtype = torch.float32) -> Iterator[AttentionStatistics]:
+                         continues: bool = False, dtype: torch.dtype = torch.float32,
+                         pairs: str | None = None) -> Iterator[AttentionStatistics]:
     """Compute statistics of every attention map while `model` runs inside the `with`.
 
     Seen are `scaled_dot_product_attention`, `flex_attention`, softmax over 4-dimensional scores that come from queries
-    and keys or stand in an attention module (a router's softmax is not taken for it), and the `symbols`. Each call is
-    made as it is, so that the model's output keeps every bit; the map is then computed again from queries and keys in
-    blocks of queries, as
+    and keys or stand in an attention module, softmax over 3-dimensional scores (batch, queries, keys) that come from
+    queries and keys and stand in an attention module or are square (one head), and the `symbols`; a router's softmax
+    is not taken for attention. Each call is made as it is, so that the model's output keeps every bit; the map is then
+    computed again from queries and keys in blocks of queries, as
 
         A = softmax(scale Q K^T + mask),   c_k = sum_t A[t, k],   H_t = -sum_k A[t, k] ln A[t, k]   (0 ln 0 = 0)
         distance = ||A - A'||_F,   A' the map of the same layer at the previous recurrence
@@ -45,9 +47,14 @@ def attention_statistics(model: nn.Module, *, layer: Callable[[str, int], Hashab
         continues: whether a forward of `model` goes on with the recurrences of the one before (an outer loop). If not,
             each forward starts to count anew and has no previous map.
         dtype: float32, whatever the model computes in, or float64.
+        pairs: "layer" for the distances between all maps of one layer in a forward, "all" for those between the maps
+            of all layers, head by head. When the forward has ended the maps are computed again in blocks of queries;
+            until then the queries and keys of all its calls are kept, (2 x width of a head) numbers a token where a
+            map has as many as there are tokens. Distances below 1e-7 of a map's norm are rounding.
 
     Yields:
-        AttentionStatistics, whose `calls` fill while the model runs; tensors stay on the model's device.
+        AttentionStatistics, whose `calls` fill while the model runs; tensors stay on the model's device. `pairs` of
+        the last forward are there when the `with` has ended.
 
     Raises:
         RuntimeError: at the end, if the model ran and no attention was seen.
@@ -57,7 +64,9 @@ def attention_statistics(model: nn.Module, *, layer: Callable[[str, int], Hashab
         Compiled parts run eagerly inside the `with`, which may differ from their compiled selves by rounding. Dropout
         is left out of the map. A model in low precision has rounded its own weights; these are not rounded. Masks and
         biases are kept by reference for the previous map. A softmax whose scores cannot be traced back to queries and
-        keys has no distance, unless maps are kept. Means over queries are of queries that attend to anything.
+        keys has no distance, unless maps are kept; of three axes it is not seen. Heads that are laid into the batch,
+        (batch x heads, queries, keys), are maps of prompts of their own. Means over queries are of queries that attend
+        to anything.
 
     Source:
         Sink score and mixing: arXiv 2604.11791, section 5 and appendix; distances between attention maps: its Fig. 25.
@@ -80,7 +89,9 @@ def attention_statistics(model: nn.Module, *, layer: Callable[[str, int], Hashab
         raise ValueError(f"dtype must be torch.float32 (the default) or torch.float64; got {dtype}.")
     if isinstance(symbols, str):
         raise ValueError(f"symbols must be a sequence of dotted paths; got the string {symbols!r}. Pass [{symbols!r}].")
-    watch = Watch(layer, distance, keep_maps, continues, dtype)
+    if pairs not in (None, "layer", "all"):
+        raise ValueError(f"pairs must be None, 'layer' or 'all'; got {pairs!r}. Choose one.")
+    watch = Watch(layer, distance, keep_maps, continues, dtype, pairs)
     with contextlib.ExitStack() as stack:
         # a compiled call passes over hooks and modes that came after its first run, in silence; an eager one does not
         stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -89,6 +100,7 @@ def attention_statistics(model: nn.Module, *, layer: Callable[[str, int], Hashab
             stack.enter_context(_replaced(path, watch))
         stack.enter_context(watch)
         yield watch.seen
+        watch.compare()
     if watch.ran and not watch.seen.calls and not watch.left_out:
         raise RuntimeError("the model ran and no attention was seen. If it calls a compiled kernel such as "
                            "flash_attn_func, name it in symbols=; if it has no attention, leave this out.")

@@ -64,7 +64,7 @@ def summary(source: Products | Given, previous: Kept | None, keep_map: bool,
         if whole is not None:
             whole[(*at, keys)] = weights
         if previous is not None:
-            weights.sub_(_again(previous, block, keys, scratch[:size].view(shape)))
+            weights.sub_(again(previous, block, keys, scratch[:size].view(shape)))
             squared[block.rows] += torch.linalg.vector_norm(weights, dim=(1, 2)).square_()
     # sum_k A ln A with A = 2^x / z: ln z - ln 2 * sum x 2^x / z, both parts of one sign
     entropies = (total.log2() - weighted * inverse).mul_(math.log(2.0))
@@ -80,7 +80,7 @@ def summary(source: Products | Given, previous: Kept | None, keep_map: bool,
                          kept_map, "")
 
 
-def _again(previous: Kept, block: Block, keys: slice, out: torch.Tensor) -> torch.Tensor:
+def again(previous: Kept, block: Block, keys: slice, out: torch.Tensor) -> torch.Tensor:
     """The previous map's weights in one block, by the same operations as when they were first computed."""
     at = (block.rows, slice(block.first, block.last))
     if previous.source is None:

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
 
-from dynloop.attention.calls import AttentionCall, AttentionStatistics
-from dynloop.attention.eager import Chain, chained, softmax_arguments
+from dynloop.attention.calls import AttentionCall, AttentionStatistics, MapDistances
+from dynloop.attention.eager import Chain, chained, of_heads, softmax_arguments
+from dynloop.attention.pairs import distances_of
 from dynloop.attention.scores import Given, Products
 from dynloop.attention.summary import Kept, summary
 from dynloop.buffers import Buffers
@@ -35,21 +36,23 @@ class Watch(TorchFunctionMode):
     """Sees torch functions, calls them as they are, and records attention."""
 
     def __init__(self, layer: Callable[[str, int], Hashable] | None, distance: bool, keep_maps: bool, continues: bool,
-                 dtype: torch.dtype) -> None:
+                 dtype: torch.dtype, pairs: str | None = None) -> None:
         super().__init__()
         self.seen = AttentionStatistics()
         self.ran = self.left_out = self.inside = False
         self._layer, self._distance, self._keep_maps = layer, distance, keep_maps
-        self._continues, self._dtype = continues, dtype
+        self._continues, self._dtype, self._pairs = continues, dtype, pairs
         self._running: list[tuple[str, str]] = []
         self._forward = -1
         self._calls: Counter[str] = Counter()
         self._recurrences: Counter[Hashable] = Counter()
         self._kept: dict[Hashable, Kept] = {}
+        self._all: list[tuple[Hashable, int, Kept]] = []  # of this forward, where all pairs are asked for
         self._buffers = Buffers()
 
     def __exit__(self, *error: Any) -> None:
         self._kept.clear()
+        self._all.clear()
         self._running.clear()
         super().__exit__(*error)
 
@@ -57,6 +60,8 @@ class Watch(TorchFunctionMode):
         """A module begins; the whole model's outermost call begins a forward."""
         self.ran = True
         if not name and not any(not running for running, _ in self._running):
+            if not self._continues:
+                self.compare()
             self._forward += 1
             if not self._continues:
                 self._calls.clear()
@@ -68,6 +73,18 @@ class Watch(TorchFunctionMode):
         """A module has ended, with a result or an exception."""
         if self._running:
             self._running.pop()
+
+    def compare(self) -> None:
+        """Compute the distances between all pairs of the maps that were seen since the last time."""
+        together: dict[Hashable, list[tuple[Hashable, int, Kept]]] = {}
+        for layer, recurrence, kept in self._all:
+            together.setdefault(layer if self._pairs == "layer" else None, []).append((layer, recurrence, kept))
+        self._all = []
+        for members in together.values():
+            with _exact(members[0][2].top.device):
+                distances, norms = distances_of([kept for *_, kept in members], self._buffers)
+            self.seen.pairs.append(MapDistances(self._forward, tuple(layer for layer, *_ in members),
+                                                tuple(recurrence for _, recurrence, _ in members), distances, norms))
 
     @contextlib.contextmanager
     def once(self) -> Iterator[None]:
@@ -142,20 +159,23 @@ class Watch(TorchFunctionMode):
 
     def _softmax(self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         scores, dim = softmax_arguments(func, args, kwargs)
-        if scores.ndim != 4 or dim not in (-1, 3):
+        if scores.ndim not in (3, 4) or dim not in (-1, scores.ndim - 1):
             return
         chain: Chain | None = getattr(scores, "_dynloop_chain", None)
-        if self._kind() == "router" or (chain is None and self._kind() != "attention"):
+        kind = self._kind()
+        if kind == "router" or (chain is None and (kind != "attention" or scores.ndim == 3)):
             return
+        if scores.ndim == 3 and kind != "attention" and scores.shape[-1] != scores.shape[-2]:
+            return  # tokens by experts, as likely as queries by keys
         self._guard(scores)
         with _exact(scores.device):
             source = chain.products(scores, self._dtype, self._buffers) if chain is not None else None
         if source is not None:
             # what the model has in our precision need not be computed again; what it has rounded must, as it will be
-            own = Given(scores, dtype=self._dtype) if scores.dtype == self._dtype else source
+            own = Given(of_heads(scores), dtype=self._dtype) if scores.dtype == self._dtype else source
             self._finish("softmax", own, source, "")
         else:
-            self._finish("softmax", Given(scores, dtype=self._dtype), None,
+            self._finish("softmax", Given(of_heads(scores), dtype=self._dtype), None,
                          "the scores cannot be traced back to queries and keys, or were not what these give")
 
     def _kind(self) -> str:
@@ -215,10 +235,26 @@ class Watch(TorchFunctionMode):
             note, previous = previous.why_not, None
         with _exact(source.device):
             numbers, kept = summary(source, previous, self._keep_maps, self._buffers)
+        kept_now = dataclasses.replace(kept, source=again, why_not=why_not)
         if self._distance:
-            self._kept[layer] = dataclasses.replace(kept, source=again, why_not=why_not)
+            self._kept[layer] = kept_now
+        if self._pairs is not None:
+            self._all.append((layer, recurrence, self._comparable(layer, kept_now)))
         self.seen.calls.append(AttentionCall(module, kind, self._forward, call, layer, recurrence, note=note,
                                              map=kept.map, **numbers))
+
+
+    def _comparable(self, layer: Hashable, kept: Kept) -> Kept:
+        """The same, if it can be compared with the maps before it."""
+        if kept.source is None and kept.map is None:
+            raise ValueError(f"pairs need maps that can be computed again; of {layer!r} {kept.why_not}. Pass "
+                             "keep_maps=True, or leave pairs out.")
+        first = next((one for name, _, one in self._all if self._pairs == "all" or name == layer), kept)
+        if first.shape != kept.shape:
+            raise ValueError(f"pairs need maps of one shape; got {first.shape} and {kept.shape} (prompts, heads, "
+                             f"queries, keys) of {layer!r}. Layers with other heads? Use pairs='layer'. Tokens one by "
+                             "one, with a cache? Run whole prompts.")
+        return kept
 
 
 def _arguments(function: Callable[..., Any], args: Sequence[Any],
@@ -256,7 +292,7 @@ def _exact(device: torch.device) -> Iterator[None]:
 
 def _of_four(x: torch.Tensor) -> torch.Tensor:
     """(..., heads, tokens, width) as (batch, heads, tokens, width); three axes are (batch, tokens, width)."""
-    return x[:, None] if x.ndim == 3 else x.flatten(0, -4) if x.ndim > 4 else x
+    return x.flatten(0, -4) if x.ndim > 4 else of_heads(x)
 
 
 def _over_all(function: Callable[..., Any], *, with_score: bool) -> Callable[..., Any]:

@@ -3,7 +3,8 @@ submodule's name on its package.)"""
 
 from dynloop.recording.attention import attention_of
 from dynloop.recording.capture import capture
+from dynloop.recording.prompt_states import prompt_states
 from dynloop.recording.record import record
 from dynloop.recording.statistics import step_statistics
 
-__all__ = ["attention_of", "capture", "record", "step_statistics"]
+__all__ = ["attention_of", "capture", "prompt_states", "record", "step_statistics"]

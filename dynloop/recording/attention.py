@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -12,17 +13,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from dynloop.attention import AttentionCall, attention_statistics
+from dynloop.attention import AttentionCall, MapDistances, attention_statistics
 from dynloop.models import LoopedModel, recording, undisturbed
 from dynloop.models.looped_model import parameter_identity
 from dynloop.models.recorder import Calls
 from dynloop.store import Store
+from dynloop.store.shards import NAMES
 
-PER_MAP = ("sink_score", "entropy", "maximum", "distance")
+PER_MAP = ("sink_score", "entropy", "maximum", "distance", "concentration")
 PER_TOKEN = ("column_sum", "entropy", "maximum")
 _STORED = "attention_"  # begins the names of the tensors in a store
 _STORED_PER_MAP = tuple(f"{_STORED}map_{name}" for name in PER_MAP)
 _STORED_PER_TOKEN = tuple(f"{_STORED}token_{name}" for name in PER_TOKEN)
+_STORED_PAIRS, _STORED_NORM = f"{_STORED}pair_distance", f"{_STORED}pair_norm"
+_POSITIONS, _RUN = f"{_STORED}positions", f"{_STORED}recurrences"  # of every row
+_MOST_PAIRS = 2**30  # bytes of distances between maps, in a batch
+
+_DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 # (module, calls of points in the recurrence before it, its calls since the last of those)
 Place = tuple[str, int, int]
@@ -39,6 +46,7 @@ class AttentionLayers:
         places: place -> (number of the layer, how many recurrences have ended by then, less the recurrence's own
             number: 1 for what follows the last state of a recurrence).
         symbols: flash-attention functions that are seen, too.
+        pairs: distances between all maps of a "layer", of "all" layers, or of none.
     """
 
     names: tuple[str, ...]
@@ -46,12 +54,13 @@ class AttentionLayers:
     outside: tuple[str, ...]
     places: dict[Place, tuple[int, int]]
     symbols: tuple[str, ...]
+    pairs: str | None = None
 
     @property
     def about(self) -> dict[str, Any]:
         """For the header of a store."""
         return {"layers": list(self.names), "heads": list(self.heads), "outside": list(self.outside),
-                "symbols": list(self.symbols)}
+                "symbols": list(self.symbols), **({} if self.pairs is None else {"pairs": self.pairs})}
 
     @property
     def rows(self) -> list[slice]:
@@ -129,7 +138,7 @@ def _calls_of(looped: LoopedModel, prompt: Sequence[int], n: int,
             try:
                 with attention_statistics(looped.module, layer=lambda module, call: where(module), symbols=symbols,
                                           distance=False, continues=True) as seen:
-                    looped.run(tokens, n, start)
+                    looped.logits(tokens, n, start)
             except RuntimeError:
                 if where.seen or not calls.forwards:
                     raise
@@ -198,7 +207,21 @@ class AttentionRecording:
         per_map = (n_rows, sum(layers.heads), n_recurrences)
         per_token = (n_rows, sum(layers.heads), len(chosen), n_recurrences)
         shapes = {**dict.fromkeys(_STORED_PER_MAP, per_map), **dict.fromkeys(_STORED_PER_TOKEN, per_token)}
+        if layers.pairs is not None:
+            if layers.pairs == "all" and len(set(layers.heads)) > 1:
+                raise ValueError(f"layers of {looped.name} have {', '.join(map(str, layers.heads))} heads, which "
+                                 "cannot be compared head by head. Use attention_pairs='layer'.")
+            self.n_depths = n_recurrences * (len(layers.names) if layers.pairs == "all" else 1)
+            shapes |= {_STORED_PAIRS: (*per_map, self.n_depths), _STORED_NORM: per_map}
+            need = math.prod(shapes[_STORED_PAIRS]) * self.dtype.itemsize
+            if need > _MOST_PAIRS:
+                raise ValueError(f"distances between {self.n_depths} attention maps of {n_rows} rows and "
+                                 f"{sum(layers.heads)} heads take {need / 2**30:.1f} GiB a batch; at most "
+                                 f"{_MOST_PAIRS / 2**30:.0f} are held. Use a smaller batch_size, fewer recurrences, or "
+                                 "attention_pairs='layer'.")
         self.numbers = {name: torch.full(shape, torch.nan, dtype=self.dtype) for name, shape in shapes.items()}
+        self.numbers[_POSITIONS] = torch.full((n_rows,), length + looped.prefix)
+        self.numbers[_RUN] = torch.zeros(n_rows, dtype=torch.int64)
 
     @contextlib.contextmanager
     def watching(self, rows: slice, calls: Calls) -> Iterator[None]:
@@ -229,9 +252,12 @@ class AttentionRecording:
             due.clear()
 
         with attention_statistics(self.looped.module, layer=layer, symbols=self.layers.symbols, dtype=self.dtype,
-                                  continues=self.looped.forwards == "recurrences") as seen:
+                                  continues=self.looped.forwards == "recurrences", pairs=self.layers.pairs) as seen:
             yield
         take_in()
+        for pairs in seen.pairs:
+            self._keep_pairs(rows, pairs)
+        self.numbers[_RUN][rows] = calls.recurrences[0]
         if any(n != calls.recurrences[0] for n in taken):
             few = min(range(len(names)), key=taken.__getitem__)
             raise RuntimeError(f"{names[few]} of {self.looped.name} attended {taken[few]} times in "
@@ -247,11 +273,24 @@ class AttentionRecording:
                                "place by prompt and token. Use attention=False.")
         at = self.layers.rows[number]
         found = {"map_sink_score": call.sink_scores[..., 0], "map_entropy": call.entropy, "map_maximum": call.maximum,
-                 "map_distance": call.distance}
+                 "map_distance": call.distance, "map_concentration": call.concentration}
         for name, values in found.items():
             self.numbers[_STORED + name][rows, at, recurrence] = values.cpu()
         for name, values in (("column_sum", call.column_sums), ("entropy", call.entropies), ("maximum", call.maxima)):
             self.numbers[f"{_STORED}token_{name}"][rows, at, :, recurrence] = values.cpu()[..., self.chosen]
+
+
+    def _keep_pairs(self, rows: slice, pairs: MapDistances) -> None:
+        """Of the maps at depths i and j: those of i's layer, at its recurrence, against j."""
+        n_layers = len(self.layers.names) if self.layers.pairs == "all" else 1
+        distances, norms = (x.to("cpu", self.dtype) for x in (pairs.distances, pairs.norms))
+        places = [(cast("int", layer), recurrence)
+                  for layer, recurrence in zip(pairs.layers, pairs.recurrences, strict=True)]
+        others = torch.tensor([n_layers * recurrence + (layer if n_layers > 1 else 0) for layer, recurrence in places])
+        for i, (layer, recurrence) in enumerate(places):
+            at = self.layers.rows[layer]
+            self.numbers[_STORED_PAIRS][rows, at, recurrence, others] = distances[:, :, i]
+            self.numbers[_STORED_NORM][rows, at, recurrence] = norms[..., i]
 
 
 def attention_of(store: Store, *, per: str = "map", **wanted: Any) -> Any:
@@ -263,6 +302,7 @@ def attention_of(store: Store, *, per: str = "map", **wanted: Any) -> Any:
         entropy = mean_t H[t],  H[t] = -sum_k A[t, k] ln A[t, k], in nats
         maximum = mean_t max_k A[t, k]
         distance = ||A - A'||_F                            A' the map at the previous recurrence; NaN at the first
+        concentration = 1 + sum_k c_k ln c_k / ln T,  c_k = (1 / T) sum_t A[t, k]
 
     and of every recorded token, per="token": `column_sum` = sum_t A[t, k] of the token as key k, `entropy` = H[t] and
     `maximum` = max_k A[t, k] of the token as query t. In causal maps a key is seen by later queries alone.
@@ -276,7 +316,8 @@ def attention_of(store: Store, *, per: str = "map", **wanted: Any) -> Any:
         Every variable (row, recurrence), in the precision of the computation (float32, or float64 of models in
         float64), every recurrence in it, even where the states of only some were stored. Coordinates: `prompt`,
         `start`, `layer`, `head` (counted from 0) and, per="token", `token` of each row, in this order, by batches of
-        prompts as the store holds them; `recurrence`, counted from 1. A layer is one attention call of a recurrence,
+        prompts as the store holds them; `n_positions`, queries of its maps, and `n_recurrences` that were run;
+        `recurrence`, counted from 1. A layer is one attention call of a recurrence,
         called by its module, with "#1", "#2", ... where that attends several times (an inner loop, one network for two
         states). Of tied copies it is the name of the first. Where a loop ended early, NaN.
 
@@ -303,23 +344,28 @@ def attention_of(store: Store, *, per: str = "map", **wanted: Any) -> Any:
     """
     import xarray
 
-    if per not in ("map", "token"):
-        raise ValueError(f"per must be one of map, token; got {per!r}. Choose one.")
+    if per not in ("map", "token", "pair"):
+        raise ValueError(f"per must be one of map, token, pair; got {per!r}. Choose one.")
     about = store.header.get("attention")
     if about is None:
         raise ValueError(f"{store.folder} holds no statistics of attention: capture again with attention=True.")
+    if per == "pair" and about.get("pairs") is None:
+        raise ValueError(f"{store.folder} holds no distances between attention maps: capture again with "
+                         "attention_pairs='layer', or 'all' for those between layers, too.")
     labels = ("prompt", "start", "layer", "head", *(("token",) if per == "token" else ()))
     for name in wanted:
         if name not in labels:
             raise ValueError(f"no label {name!r} among those of attention per {per}; they are {', '.join(labels)}.")
-    stored, names = (_STORED_PER_MAP, PER_MAP) if per == "map" else (_STORED_PER_TOKEN, PER_TOKEN)
+    stored, names = {"map": (_STORED_PER_MAP, PER_MAP), "token": (_STORED_PER_TOKEN, PER_TOKEN),
+                     "pair": ((_STORED_PAIRS, _STORED_NORM), ("distance", "norm"))}[per]
     layer = np.repeat(np.array(about["layers"]), about["heads"])
     head = np.concatenate([np.arange(n) for n in about["heads"]])
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in (*labels, *names)}
+    of_row = {"n_positions": _POSITIONS, "n_recurrences": _RUN}
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in (*labels, *names, *of_row)}
     for batch in store.inputs():
         if stored[0] not in batch:
             continue
-        shape = batch[stored[0]].shape[:-1]
+        shape = batch[stored[0]].shape[:3 if per == "token" else 2]
         at = {"prompt": (0, batch["prompts"]), "start": (0, batch["starts"]), "layer": (1, layer), "head": (1, head),
               "token": (2, batch["positions"])}
         chosen, held = np.ones(shape, dtype=bool), {}
@@ -332,11 +378,25 @@ def attention_of(store: Store, *, per: str = "map", **wanted: Any) -> Any:
         for name in labels:
             rows[name].append(held[name][chosen])
         for name, key in zip(names, stored, strict=True):
-            rows[name].append(batch[key].numpy()[chosen])
-    found = {name: np.concatenate(parts) for name, parts in rows.items()}
+            if key in batch:
+                rows[name].append(batch[key].numpy()[chosen])
+        for name, key in of_row.items():
+            if key in batch:
+                rows[name].append(np.broadcast_to(
+                    batch[key].numpy().reshape(-1, *[1] * (len(shape) - 1)), shape)[chosen])
+    found = {name: np.concatenate(parts) for name, parts in rows.items() if parts}
     if not len(found["prompt"]):
         raise ValueError("no attention map of this store has " + ", ".join(f"{n}={v!r}" for n, v in wanted.items())
                          + f". Layers are {', '.join(about['layers'])}.")
-    return xarray.Dataset({name: (("row", "recurrence"), found[name]) for name in names},
-                          coords={**{name: ("row", found[name]) for name in labels},
-                                  "recurrence": 1 + np.arange(found[names[0]].shape[-1])})
+    n = found["entropy" if per != "pair" else "norm"].shape[-1]
+    coords: dict[str, Any] = {name: ("row", found[name]) for name in (*labels, *of_row) if name in found}
+    coords["recurrence"] = 1 + np.arange(n)
+    if per == "pair":
+        of_all = about["layers"] if about["pairs"] == "all" else [""]
+        coords |= {"other_recurrence": ("other", np.repeat(coords["recurrence"], len(of_all))),
+                   "other_layer": ("other", np.tile(np.array(of_all), n))}
+    dims = {"distance": ("row", "recurrence", "other")} if per == "pair" else {}
+    return xarray.Dataset({name: (dims.get(name, ("row", "recurrence")), found[name]) for name in names
+                           if name in found}, coords=coords,
+                          attrs={"per": per, "causal": int(bool(store.header.get("causal", True))),
+                                 "spacing": torch.finfo(_DTYPES[store.header["dtype"]]).eps})

@@ -22,6 +22,7 @@ from dynloop.models import LoopedModel, load, recording, undisturbed
 from dynloop.models.looped_model import Missing
 from dynloop.recording.attention import AttentionLayers, AttentionRecording, attention_layers
 from dynloop.recording.prompts import encode_prompts, positions_of
+from dynloop.recording.record import layer_numbers
 from dynloop.recording.statistics import per_step
 from dynloop.store import SHARD_BYTES, Store, StoreWriter
 from dynloop.store.shards import NAMES
@@ -96,7 +97,8 @@ def capture(model: LoopedModel | nn.Module | str | Path, inputs: Sequence[Any], 
             n_recurrences: int = 128, tokens: Sequence[int] | None = None,
             layers: Sequence[int] | str | None = None, recurrences: Sequence[int] | None = None, seed: int = 0,
             start: str = "model", n_starts: int = 1, n_new_tokens: int = 0, dtype: torch.dtype = torch.float32,
-            batch_size: int | None = None, attention: bool | Sequence[str] = False) -> Store:
+            batch_size: int | None = None, attention: bool | Sequence[str] = False,
+            attention_pairs: str | None = None) -> Store:
     """Run a looped model on prompts and record the state after every layer, recurrence and selected token.
 
     States stream to disk in shards, laid out (prompt, layer, token, recurrence, feature); memory is bounded by one
@@ -132,6 +134,9 @@ def capture(model: LoopedModel | nn.Module | str | Path, inputs: Sequence[Any], 
         attention: take statistics of every attention map of the loop in the same forward passes, and keep them with
             the batch (`attention_of`): by recurrence, layer and head. Where the model calls flash-attention functions,
             their dotted paths, as the model's code looks them up (see `attention_statistics`).
+        attention_pairs: with `attention`, keep the distances between all maps of each "layer" along the loop, too, or
+            between those of "all" layers (`attention_of(store, per="pair")`). Queries and keys of all recurrences of a
+            batch are in memory until it ends: choose `batch_size` by that.
 
     Returns:
         The finished store. Labels: model, prompt, layer, token, seed, stack, start, and decoding where tokens were
@@ -156,12 +161,10 @@ def capture(model: LoopedModel | nn.Module | str | Path, inputs: Sequence[Any], 
         n_starts, n_new_tokens = operator.index(n_starts), operator.index(n_new_tokens)
         batch_size = None if batch_size is None else operator.index(batch_size)
         tokens = None if tokens is None else [operator.index(t) for t in tokens]
-        if not isinstance(layers, str):
-            layers = None if layers is None else [operator.index(layer) for layer in layers]
         recurrences = None if recurrences is None else [operator.index(r) for r in recurrences]
     except TypeError as error:
-        raise ValueError("n_recurrences, seed, n_starts, n_new_tokens, batch_size, tokens, layers and recurrences are "
-                         f"whole numbers: {error}.") from None
+        raise ValueError("n_recurrences, seed, n_starts, n_new_tokens and batch_size are whole numbers, tokens and "
+                         f"recurrences lists of them: {error}.") from None
     for name, value, least in (("n_recurrences", n_recurrences, 1), ("n_starts", n_starts, 1),
                                ("n_new_tokens", n_new_tokens, 0), ("batch_size", batch_size, 1)):
         if value is not None and value < least:
@@ -173,7 +176,7 @@ def capture(model: LoopedModel | nn.Module | str | Path, inputs: Sequence[Any], 
     if start == "random":  # the seeds matter, whatever the model does by itself
         looped = dataclasses.replace(looped, random_start=True, initial_state=_random_start(looped))
     _check_run(looped, n_recurrences, n_starts, n_new_tokens)
-    watched = _attention(looped, prompts, n_recurrences, n_new_tokens, attention)
+    watched = _attention(looped, prompts, n_recurrences, n_new_tokens, attention, attention_pairs)
     plan = _Plan(n_recurrences, _recurrences(recurrences, n_recurrences), _layers(looped, layers),
                  looped.state_width if layers == "state" else looped.width, n_starts, seed, len(prompts),
                  n_new_tokens, dtype, watched)
@@ -230,19 +233,23 @@ def _check_run(looped: LoopedModel, n_recurrences: int, n_starts: int, n_new_tok
 
 
 def _attention(looped: LoopedModel, prompts: list[list[int]], n_recurrences: int, n_new_tokens: int,
-               attention: bool | Sequence[str]) -> AttentionLayers | None:
+               attention: bool | Sequence[str], pairs: str | None) -> AttentionLayers | None:
     """The attention calls whose statistics are taken; None for none."""
     if isinstance(attention, str) or not isinstance(attention, bool | Sequence) or \
             (not isinstance(attention, bool) and not all(isinstance(path, str) for path in attention)):
         raise ValueError("attention must be True, False or a list of dotted paths of flash-attention functions; got "
                          f"{attention!r}.")
+    if pairs not in (None, "layer", "all") or (pairs is not None and attention is False):
+        raise ValueError(f"attention_pairs must be None, 'layer' or 'all', the latter two with attention=True; got "
+                         f"{pairs!r} with attention={attention!r}.")
     if attention is False:
         return None
     if n_new_tokens:
         raise ValueError("statistics of attention are of prompts: with a cache the maps of later tokens are single "
                          "rows, with no earlier map to compare them with. Use n_new_tokens=0, and record the text that "
                          "was written as a prompt.")
-    return attention_layers(looped, prompts, n_recurrences, () if attention is True else attention)
+    found = attention_layers(looped, prompts, n_recurrences, () if attention is True else attention)
+    return dataclasses.replace(found, pairs=pairs)
 
 
 def _random_start(looped: LoopedModel) -> Callable[..., torch.Tensor]:
@@ -279,10 +286,7 @@ def _layers(looped: LoopedModel, layers: Sequence[int] | str | None) -> list[tup
         return [(max(points) + 1, "+".join(dict.fromkeys(looped.points[point].stack for point in points)), points)]
     if isinstance(layers, str):
         raise ValueError(f"layers must be among 1 to {n_points}, or 'state' for the loop state; got {layers!r}.")
-    kept = list(range(1, n_points + 1)) if layers is None else sorted(set(layers))
-    if not kept or kept[0] < 1 or kept[-1] > n_points:
-        raise ValueError(f"layers must be among 1 to {n_points}; got {layers}.")
-    return [(layer, looped.points[layer - 1].stack, (layer - 1,)) for layer in kept]
+    return [(layer, looped.points[layer - 1].stack, (layer - 1,)) for layer in layer_numbers(looped, layers)]
 
 
 def _fill(writer: StoreWriter, looped: LoopedModel, prompts: list[list[int]], batches: list[_Batch],
@@ -432,7 +436,7 @@ def _run(looped: LoopedModel, prompts: list[list[int]], batch: _Batch,
                     assert looped.generate is not None  # checked at the door
                     result = looped.generate(some, plan.n_recurrences, start, plan.n_new_tokens)
                 else:
-                    result = looped.run(some, plan.n_recurrences, start).float()
+                    result = looped.logits(some, plan.n_recurrences, start).float()
                     if result.ndim > 1 and result.shape[1] == batch.length:
                         result = result[:, batch.chosen]
             results.append(result.cpu())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,14 @@ def record(model: LoopedModel | nn.Module | str | Path, call: Callable[[], Any],
     Example:
         >>> import torch
         >>> from dynloop.models import load
-        >>> from dynloop.recording import record
+        >>> from dynloop.recording.record import record
         >>> looped = load("nano-settles")
         >>> record(looped, lambda: looped.module(torch.tensor([[1, 2, 3]]), n_recurrences=5), layers=[2])
         Trajectories(3 orbits of 5 steps in 128 dimensions, float32;
                      labels: model, prompt, layer, token, stack, decoding)
     """
     looped = load(model)
-    n_points = len(looped.points)
-    kept = list(range(1, n_points + 1)) if layers is None else sorted(set(layers))
-    if not kept or kept[0] < 1 or kept[-1] > n_points:
-        raise ValueError(f"layers must be among 1 to {n_points}; got {layers}.")
+    kept = layer_numbers(looped, layers)
     seen: dict[tuple[int, int, int], torch.Tensor] = {}
 
     def keep(forward: int, recurrence: int, point: int, state: torch.Tensor) -> None:
@@ -103,3 +101,22 @@ def record(model: LoopedModel | nn.Module | str | Path, call: Callable[[], Any],
                                 "decoding": found["decoding"]},
                         resolution=max(torch.finfo(dtype).eps
                                        for dtype in (looped.compute_dtype, *(state.dtype for state in states))))
+
+
+def layer_numbers(looped: LoopedModel, layers: Sequence[int] | None) -> list[int]:
+    """The layers to record, counted from 1, in order; all by default.
+
+    Raises:
+        ValueError: some are not there, or are no list of whole numbers.
+    """
+    n_points = len(looped.points)
+    if layers is None:
+        return list(range(1, n_points + 1))
+    try:
+        kept = sorted({operator.index(layer) for layer in layers})
+    except TypeError:
+        kept = []
+    if not kept or kept[0] < 1 or kept[-1] > n_points:
+        raise ValueError(f"layers must be among 1 to {n_points}; got {layers!r}. Give a list such as [{n_points}], or "
+                         "None for all.")
+    return kept
