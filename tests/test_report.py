@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from dynloop import Outcome, Trajectories, capture, load, measure, open_store, save
-from dynloop.analyzers import contraction_rate, distance_to_limit, limit_regime, limit_regime_blayney
+from dynloop.analyzers import (
+    contraction_rate,
+    convergence_time,
+    distance_to_limit,
+    limit_regime,
+    limit_regime_blayney,
+    minimal_period,
+)
 from dynloop.nano import shipped_prompts
 from dynloop.report import Report, build_report
 
@@ -19,7 +26,7 @@ MODELS = ("nano-settles", "nano-random-start", "nano-drifts")
 TOKENS = range(7, 64, 14)
 PROMPTS, STEPS = 12, 128
 N = PROMPTS * len(TOKENS)  # orbits of a layer
-INTERVAL = re.compile(r"([\d.e+-]+)( %)? \[([\d.e+-]+), ([\d.e+-]+)\]")
+INTERVAL = re.compile(r"([\d.e+-]+) \[([\d.e+-]+), ([\d.e+-]+)\]")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -74,8 +81,8 @@ class Page(html.parser.HTMLParser):
             self.tables[-1]["rows"][-1].append("")
             self.heads += [attributes.get("scope")] if tag == "th" else []
         if tag == "svg":
-            labels = [a.get("aria-label") for _, a in self.open if a.get("role") == "img"]
-            self.images.append(labels[-1] if labels else None)
+            assert attributes["role"] == "img"
+            self.images.append("")
         if tag not in self.VOID:
             self.open.append((tag, attributes))
         self.note(attributes)
@@ -95,6 +102,8 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data):
         self.texts.append(data)
         inside = [tag for tag, _ in self.open]
+        if inside[-2:] == ["svg", "title"]:
+            self.images[-1] += data
         if inside[-1:] == ["caption"]:
             self.tables[-1]["caption"] += data
         if inside[-1:] in (["td"], ["th"]):
@@ -102,18 +111,41 @@ class Page(html.parser.HTMLParser):
 
 
 def markdown_tables(text):
-    tables = []
-    for block in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
-        rows = [re.split(r"(?<!\\) \| ", line.removeprefix("| ").removesuffix(" |"))
-                for line in block.splitlines() if line.startswith("| ")]
-        if rows:
-            tables.append({"caption": block.splitlines()[0], "rows": [rows[0], *rows[2:]]})
+    tables, caption = [], None
+    for line in text.splitlines():
+        if line.startswith("**"):
+            caption = line.strip("*")
+            tables.append({"caption": unescaped(caption), "rows": []})
+        elif line.startswith("| "):
+            cells = re.split(r"(?<!\\) \| ", line.removeprefix("| ").removesuffix(" |"))
+            if not all(set(cell) <= set("-:") and cell for cell in cells):
+                tables[-1]["rows"].append([unescaped(cell) for cell in cells])
     return tables
 
 
-def table_of(report, words):
-    table, = (t for t in report.tables + report.appendix if t.caption.startswith(words))
-    return [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+def unescaped(text):
+    return re.sub(r"\\([^\w\s])", r"\1", text)
+
+
+def latex_table(text):
+    """Caption and cells of a LaTeX table, as a reader of the paper sees them."""
+    def seen(cell):
+        cell = re.sub(r"\$(-?[\d.]+)\\times10\^\{(-?\d+)\}\$", r"\1e\2", cell)
+        for command, character in (("textless", "<"), ("textgreater", ">"), ("textbar", "|"), ("textquotedbl", '"'),
+                                   ("textasciitilde", "~"), ("textasciicircum", "^"), ("textasciigrave", "`")):
+            cell = cell.replace(f"\\{command}{{}}", character)
+        cell = cell.replace("$\\times$", "\u00d7")
+        return re.sub(r"\\([&%$#_{}])", r"\1", cell.removeprefix("{").removesuffix("}") if cell[:2] == "{[" else cell)
+
+    body = re.search(r"\\toprule\n(.*)\\bottomrule", text, re.DOTALL)[1].replace("\\midrule\n", "")
+    rows = [line.removesuffix(r" \\") for line in body.splitlines()]
+    return {"caption": seen(re.search(r"\\caption\{(.*)\}", text)[1]),
+            "rows": [[seen(cell) for cell in re.split(r"(?<!\\) & |^& ", row)] for row in rows]}
+
+
+def table_of(report, name):
+    table, = (t for t in report.tables if t.name == name)
+    return [dict(zip(table.columns, row, strict=True)) for row in table.texts]
 
 
 def value(cell):
@@ -187,10 +219,11 @@ def test_every_orbit_has_the_rate_floor_and_regime_of_a_plain_recomputation(stor
 
 
 def test_the_tables_hold_the_recomputed_numbers(report, recomputed, stores):
-    rows = table_of(report, "Contraction before the precision floor")
-    assert [(row["model"], row["layer"]) for row in rows] == [(m, layer) for m in MODELS for layer in "12"]
-    for row in rows:
-        rates, floors, lengths = zip(*recomputed[row["model"]][int(row["layer"])]["rates"], strict=True)
+    rows, floors = table_of(report, "rates"), table_of(report, "floors")
+    for table in (rows, floors):
+        assert [(row["model"], row["layer"]) for row in table] == [(m, layer) for m in MODELS for layer in "12"]
+    for row, below in zip(rows, floors, strict=True):
+        rates, floor, lengths = zip(*recomputed[row["model"]][int(row["layer"])]["rates"], strict=True)
         count = sum(r is not None for r in rates)
         assert row["tokens with a rate"] == f"{count} of {N}"
         if not count:
@@ -199,14 +232,12 @@ def test_the_tables_hold_the_recomputed_numbers(report, recomputed, stores):
         own = measure(stores[MODELS.index(row["model"])], [contraction_rate])[0].select(layer=int(row["layer"]))
         assert value(row["rate per recurrence"]) == pytest.approx(np.median(own.values), rel=0.01)
         assert 0.8 < np.median(own.values) / np.median(rates) < 1.4  # the line, drawn by fast modes, is too low
-        assert value(row["relative floor"]) == pytest.approx(np.median(floors), rel=0.01)
-        assert value(row["regime (recurrences)"]) == pytest.approx(np.median(lengths), abs=0.5)
-    for row in table_of(report, "Regimes by the published algorithm"):
-        for regime in ("fixed point", "orbit", "slider", "unknown"):
-            regimes = np.array(recomputed[row["model"]]["regimes"]) == regime
-            share = {"of tokens": regimes.mean(), "of prompts": regimes.reshape(PROMPTS, -1).any(1).mean()}
-            assert value(row[regime]) == pytest.approx(100 * share[row["share"]], rel=0.01)
-    for row in table_of(report, "At rest or moving"):
+        assert value(row["95th percentile"]) == pytest.approx(np.quantile(own.values, 0.95), rel=0.01)
+        assert value(row["half-life"]) == pytest.approx(-np.log(2) / np.log(np.median(own.values)), rel=0.01)
+        assert value(below["relative floor"]) == pytest.approx(np.median(floor), rel=0.01)
+        assert value(below["floor in spacings"]) == pytest.approx(np.median(floor) / 2**-23, rel=0.01)
+        assert value(below["recurrences above it"]) == pytest.approx(np.median(lengths), abs=0.5)
+    for row in table_of(report, "rest"):
         last = np.array(recomputed[row["model"]][2]["last"])
         late = np.array(recomputed[row["model"]][2]["late"])
         moving = np.maximum(last, late) > 1e-3
@@ -217,9 +248,38 @@ def test_the_tables_hold_the_recomputed_numbers(report, recomputed, stores):
         assert value(row["largest late distance"]) == pytest.approx(late.max(), rel=0.01)
 
 
+@pytest.mark.parametrize(("name", "analyzer"), [("regimes", limit_regime), ("published-regimes", limit_regime_blayney)])
+def test_the_tables_of_regimes_count_what_the_analyzers_say(report, stores, recomputed, name, analyzer):
+    rows = table_of(report, name)
+    for model, store in zip(MODELS, stores, strict=True):
+        regime = measure(store, [analyzer])[0]
+        for layer in (1, 2) if name == "regimes" else (2,):
+            said = regime.select(layer=layer)["regime"]
+            own = {row["regime"]: row for row in rows if (row["model"], row["layer"]) == (model, str(layer))}
+            assert sum(int(row["tokens"]) for row in own.values()) == N
+            for word, row in own.items():
+                called = np.isin(said, word.removeprefix("none: ").split(", "))
+                assert int(row["tokens"]) == called.sum()
+                assert value(row["share of tokens"]) == pytest.approx(100 * called.mean(), rel=0.01)
+                assert value(row["share of prompts"]) == pytest.approx(
+                    100 * called.reshape(PROMPTS, -1).any(1).mean(), rel=0.01)
+                assert word.startswith("none: ") == (not called.any())
+        if name == "published-regimes":
+            assert recomputed[model]["regimes"] == said.tolist()
+
+
+def test_the_table_of_periods_counts_what_the_analyzer_says(report, stores):
+    for model, store in zip(MODELS, stores, strict=True):
+        own = measure(store, [minimal_period])[0].select(layer=2)
+        rows = [row for row in table_of(report, "periods") if (row["model"], row["layer"]) == (model, "2")]
+        assert sum(int(row["tokens"]) for row in rows) == N
+        at_rest = [int(row["tokens"]) for row in rows if row["period"].startswith("1 ")]
+        assert sum(at_rest) == (own["period"] == 1).sum()
+
+
 def test_the_findings_hold_the_numbers_of_the_tables(report):
-    rates = {row["model"]: row for row in table_of(report, "Contraction") if row["layer"] == "2"}
-    moving = {row["model"]: row["tokens still moving"] for row in table_of(report, "At rest")}
+    rates = {row["model"]: row for row in table_of(report, "rates") if row["layer"] == "2"}
+    moving = {row["model"]: row["tokens still moving"] for row in table_of(report, "rest")}
     for finding, name in zip(report.findings, MODELS, strict=True):
         assert finding.startswith(f"{name}: ")
         assert f"(still moving: {moving[name]}, 95 % interval)" in finding
@@ -227,88 +287,167 @@ def test_the_findings_hold_the_numbers_of_the_tables(report):
         assert f"{STEPS} recurrences" in finding
         cell = rates[name]["rate per recurrence"]
         assert cell in finding if cell != "none" else "no contraction rate can be measured" in finding
-
-
-def test_the_table_of_regimes_counts_what_the_analyzer_says(report, stores):
-    table, = (t for t in report.tables if t.caption == "Regimes")
-    for name, store in zip(MODELS, stores, strict=True):
-        regime = measure(store, [limit_regime])[0].select(layer=2)["regime"]
-        for row in (dict(zip(table.columns, row, strict=True)) for row in table.rows):
-            own = regime == row["regime"]
-            assert value(row[f"{name}, of tokens"]) == pytest.approx(100 * own.mean(), rel=0.01)
-            assert value(row[f"{name}, of prompts"]) == pytest.approx(100 * own.reshape(PROMPTS, -1).any(1).mean(),
-                                                                      rel=0.01)
+    text = "".join(cell for table in report.tables for row in table.texts for cell in row)
+    told = [whole for finding in report.findings for whole in re.findall(r"[\d.e-]+ \[[^\]]*\](?: %)?", finding)]
+    assert len(told) > 8
+    assert all(number in text for number in told)
 
 
 def test_what_became_of_every_orbit_adds_up(report, stores):
-    rows = table_of(report, "What became of every orbit")
-    assert len({(row["model"], row["analyzer"]) for row in rows}) == 12
+    rows = table_of(report, "exclusions")
+    assert len({(row["model"], row["analyzer"]) for row in rows}) == 18
     for model, analyzer in {(row["model"], row["analyzer"]) for row in rows}:
         counts = {row["outcome"]: int(row["orbits"]) for row in rows
                   if (row["model"], row["analyzer"]) == (model, analyzer)}
         assert sum(counts.values()) == 2 * N
         source = stores[MODELS.index(model)]
-        function = {f.__name__: f for f in (contraction_rate, distance_to_limit, limit_regime,
-                                             limit_regime_blayney)}[analyzer]
+        function = {f.__name__: f for f in (contraction_rate, distance_to_limit, limit_regime, limit_regime_blayney,
+                                             minimal_period, convergence_time)}[analyzer]
         assert counts == {o.value: n for o, n in measure(source, [function])[0].counts().items()}
 
 
 def test_the_first_table_of_provenance_is_the_header(report, stores):
-    rows = {row[""]: row for row in table_of(report, "What was run, and on what")}
+    rows = {row[""]: row for row in table_of(report, "recordings")}
     for name, store in zip(MODELS, stores, strict=True):
         header = store.header
         for row, expected in (("model hash (SHA-256)", header["model"]["sha256"][:16]), ("prompts", str(PROMPTS)),
                               ("prompts' hash (SHA-256)", header["prompts_sha256"][:16]), ("orbits", str(2 * N)),
-                              ("recurrences in training", header["training_recurrences"]),
-                              ("recurrences recorded", "128"), ("device", "cpu"),
-                              ("attention kernel", header["attention_kernel"]),
+                              ("recurrences in training", header["training_recurrences"]), ("computed in", "float32"),
+                              ("recurrences recorded", "128"), ("device", "cpu"), ("features", "128"),
+                              ("attention kernel", header["attention_kernel"]), ("start seeds", f"0 to {PROMPTS - 1}"),
                               ("torch", torch.__version__), ("norm placement", header["model"]["model"]["norm"])):
             assert rows[row][name] == expected
+    thresholds = {row["analyzer"]: row["settings"] for row in table_of(report, "settings")}
+    assert thresholds["distance_to_limit"] == "metric = relative, tolerance = 0.001"
+    assert "floor_factor = 3" in thresholds["contraction_rate"]
 
 
-# ---- one set of numbers in four formats
+# ---- one set of numbers in every format
 
-def test_markdown_and_html_hold_the_same_cells(report, page, folder):
-    written = markdown_tables((folder / "report.md").read_text(encoding="utf-8"))
-    given = [{"caption": t.caption, "rows": [list(t.columns), *map(list, t.rows)]}
-             for t in report.tables + report.appendix]
-    assert len(given) == 6
-    assert written == page.tables == given
-    text, markdown = "".join(page.texts), (folder / "report.md").read_text(encoding="utf-8")
-    for words in (report.title, *report.findings, *(t.note for t in report.tables + report.appendix),
-                  *(d.caption for d in report.drawings)):
+def given(report):
+    return [{"caption": t.caption, "rows": [list(t.columns), *map(list, t.texts)]} for t in report.tables]
+
+
+def test_html_markdown_latex_csv_and_json_hold_the_same_cells(report, page, folder):
+    held = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    tables = [table for section in held["sections"] for table in section["tables"]]
+    expected = given(report)
+    assert len(expected) > 12
+    assert page.tables == expected
+    assert markdown_tables((folder / "report.md").read_text(encoding="utf-8")) == expected
+    assert [latex_table((folder / "tables" / f"{t.name}.tex").read_text(encoding="utf-8"))
+            for t in report.tables] == expected
+    assert [{"caption": t["caption"], "rows": [t["columns"], *([cell["text"] for cell in row] for row in t["rows"])]}
+            for t in tables] == expected
+    for table, own in zip(report.tables, expected, strict=True):
+        with open(folder / "tables" / f"{table.name}.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        names = [column or table.name for column in own["rows"][0]]
+        assert [[row[name] for name in names] for row in rows] == own["rows"][1:]
+
+
+def test_every_sentence_is_the_same_in_every_format(report, page, folder):
+    text, markdown = "".join(page.texts), unescaped((folder / "report.md").read_text(encoding="utf-8"))
+    held = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert held["findings"] == list(report.findings)
+    sentences = [report.title, *report.findings, *(t.note for t in report.tables),
+                 *(d.caption for d in report.drawings),
+                 *(words for section in report.sections for words in (section.title, *section.text, *section.points))]
+    assert len(sentences) > 30
+    for words in sentences:
         assert words in text
         assert words in markdown
 
 
-def test_json_and_csv_hold_the_same_unrounded_estimates(report, folder):
+def test_the_numbers_in_a_text_are_those_behind_it_rounded(report, folder):
     held = json.loads((folder / "report.json").read_text(encoding="utf-8"),
                       parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    cells = [cell for section in held["sections"] for table in section["tables"] for row in table["rows"]
+             for cell in row if "value" in cell]
+    assert len(cells) > 300
+    for cell in cells:
+        numbers = [float(n) for n in re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?",
+                                                cell["text"].replace(", ", " ; "))
+                   ] if "," not in cell["text"].replace(", ", " ") else [float(cell["text"].replace(",", ""))]
+        behind = [cell[kind] for kind in ("value", "low", "high") if kind in cell]
+        assert len(numbers) == len(behind)
+        digits = 2 if len(behind) == 1 and cell["text"].startswith("<") else 0.006
+        np.testing.assert_allclose(numbers, behind, rtol=digits, atol=1e-4 if digits == 2 else 0)
+
+
+def test_json_csv_and_parquet_hold_the_same_unrounded_estimates(report, folder, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    held = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     with open(folder / "estimates.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(held["estimates"]) == len(report.estimates) > 20
-    for row, entry, estimate in zip(rows, held["estimates"], report.estimates, strict=True):
+    report.save(tmp_path / "r", formats=["parquet"])
+    frame = pandas.read_parquet(tmp_path / "r" / "estimates.parquet")
+    assert len(rows) == len(frame) == len(held["estimates"]) == len(report.estimates) > 20
+    for i, (row, entry, estimate) in enumerate(zip(rows, held["estimates"], report.estimates, strict=True)):
         assert entry == json.loads(json.dumps(estimate.to_dict(), default=str))
-        assert {k: json.loads(v) if k in ("excluded", "settings", "labels") else v for k, v in row.items()} == \
-            {k: v if isinstance(v, dict) else str(v) for k, v in entry.items()}
-        for number in ("value", "low", "high"):
-            assert float(row[number]) == getattr(estimate, number)
+        for name, value in entry.items():
+            assert (json.loads(row[name]) if isinstance(value, dict | list) else row[name]) == \
+                (value if isinstance(value, dict | list) else "" if value is None else str(value))
+        for name in ("value", "low", "high"):
+            assert float(row[name]) == frame[name][i] == getattr(estimate, name)
         assert estimate.low <= estimate.value <= estimate.high
-    assert held["findings"] == list(report.findings)
-    assert [t["rows"] for t in held["tables"]] == [[list(r) for r in t.rows] for t in report.tables + report.appendix]
-    assert held["schema"] == 1
-    assert held["provenance"]["recordings"]["nano-drifts"]["model"]["sha256"]
 
 
 def test_every_estimate_is_shown_and_every_interval_shown_is_an_estimate(report):
-    def rounded(numbers, scale=1.0):
-        return tuple(float(f"{scale * n:.3g}") for n in numbers)
+    def triples(tables):
+        return {tuple(float(f"{float(n):.3g}") for n in found) for table in tables for row in table.texts
+                for cell in row for found in INTERVAL.findall(cell)}
 
-    shown = {tuple(float(f"{float(n):.3g}") for n in (a, b, c))
-             for table in report.tables for row in table.rows for cell in row for a, _, b, c in INTERVAL.findall(cell)}
-    known = {rounded((e.value, e.low, e.high), 100.0 if "share" in e.statistic else 1.0) for e in report.estimates}
-    assert shown == known
-    assert len(shown) > 8
+    own = [table for table in report.tables if not table.name.startswith(("power", "surrogates", "comparisons"))]
+    scaled = [(e, 100.0 if "share" in e.statistic else 1.0) for e in report.estimates]
+    known = {tuple(float(f"{scale * n:.3g}") for n in (e.value, e.low, e.high)) for e, scale in scaled}
+    assert triples(own) == known
+    assert triples([t for t in own if t.name == "intervals"]) == known
+    assert len(known) > 8
+
+
+STRUCTURE = {
+    "schema": "dynloop report", "schema_version": "2.0", "title": "str", "findings": ["str"],
+    "sections": [{"name": "str", "title": "str", "text": ["str"], "points": ["str"],
+                  "tables": [{"name": "str", "caption": "str", "columns": ["str"], "note": "str"}],
+                  "figures": [{"name": "str", "caption": "str", "alt": "str"}]}],
+    "estimates": [{"name": "str", "statistic": "str", "value": "float", "low": "float", "high": "float", "unit": "str",
+                   "confidence_level": "float", "method": "str", "resample": "str", "n_units": "int", "n": "int",
+                   "excluded": {}, "settings": {}, "labels": {}, "target": "str", "units": {}, "notes": ["str"]}],
+    "provenance": {"dynloop": "str", "n_resamples": "int", "resample": "str", "recordings": {}},
+}
+
+
+def assert_structure(value, form, place="report"):
+    if isinstance(form, dict):
+        assert set(form) <= set(value), place
+        for name, inner in form.items():
+            assert_structure(value[name], inner, f"{place}.{name}")
+    elif isinstance(form, list):
+        assert isinstance(value, list), place
+        for inner in value:
+            assert_structure(inner, form[0], place)
+    elif form in ("str", "int", "float"):
+        assert type(value).__name__ == form, f"{place}: {value!r}"
+    else:
+        assert value == form, place
+
+
+def test_the_results_file_has_the_structure_that_its_version_promises(folder):
+    held = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert_structure(held, STRUCTURE)
+    assert set(held) == set(STRUCTURE)
+    assert [section["name"] for section in held["sections"]] == [
+        "recordings", "rest", "rates", "floors", "regimes", "periods", "control", "figures", "calibration",
+        "exclusions", "limits", "intervals"]
+    assert [table["name"] for section in held["sections"] for table in section["tables"]] == [
+        "recordings", "settings", "rest", "rates", "floors", "regimes", "published-regimes", "periods", "power",
+        "planted", "surrogates", "exclusions", "intervals"]
+    for section in held["sections"]:
+        for table in section["tables"]:
+            assert all(len(row) == len(table["columns"]) for row in table["rows"])
+            assert all(set(cell) <= {"text", "value", "low", "high"} for row in table["rows"] for cell in row)
+    assert held["provenance"]["recordings"]["nano-drifts"]["model"]["sha256"]
 
 
 def test_every_estimate_says_what_was_counted_and_left_out(report):
@@ -349,7 +488,7 @@ def test_ids_are_unique_and_every_reference_meets_one(page, folder):
 def test_figures_have_an_alternative_text_and_tables_a_caption_and_heads(page, report):
     assert page.images == [drawing.alt for drawing in report.drawings]
     assert all(len(alt) > 30 for alt in page.images)
-    assert len(set(page.images)) == len(page.images) == 9
+    assert len(set(page.images)) == len(page.images) == 12
     assert all(table["caption"].strip() for table in page.tables)
     assert set(page.heads) == {"col", "row"}
     assert page.heads.count("row") == sum(len(table["rows"]) - 1 for table in page.tables)
@@ -362,19 +501,19 @@ def test_every_figure_states_recurrences_thresholds_and_n(report):
         distance, path, heat = (next(d for d in report.drawings if d.name == f"{number}-{name}-{kind}")
                                 for kind in ("distance", "path", "map"))
         for drawing in (distance, path, heat):
-            assert drawing.caption.startswith(f"{name}: ")
+            assert name in drawing.caption
             assert f"{STEPS} recurrences" in drawing.caption
-        assert f"{N} tokens of {PROMPTS} prompts" in distance.caption
+        assert f"{2 * N} orbits of {PROMPTS} prompts" in distance.caption
         assert "steps above 3 floors, at least 5 of them" in distance.caption
         assert "n = 1" in path.caption
-        assert f"n = {len(TOKENS)} tokens" in heat.caption
-        assert "At rest counts what lies below 0.00100" in heat.caption
-        assert re.search(r"prompt \d+, token \d+, layer 2", path.caption)
+        assert f"n = {len(TOKENS)} orbits" in heat.caption
+        assert "At rest counts what lies below 0.001" in heat.caption
+        assert re.search(r"prompt \d+.*token \d+", path.caption)
 
 
 def test_figures_are_files_too_and_the_same_ones(report, folder):
     assert {path.name for path in (folder / "figures").iterdir()} == \
-        {f"{d.name}.{kind}" for d in report.drawings for kind in ("svg", "png")}
+        {f"{d.name}.{kind}" for d in report.drawings for kind in ("svg", "png", "pdf")}
     text = (folder / "report.html").read_text(encoding="utf-8")
     for drawing in report.drawings:
         assert (folder / "figures" / f"{drawing.name}.svg").read_text(encoding="utf-8") == drawing.svg
@@ -385,7 +524,7 @@ def test_figures_are_files_too_and_the_same_ones(report, folder):
 
 def test_the_path_is_that_of_the_orbit_in_its_caption(report, stores):
     drawing = next(d for d in report.drawings if d.name == "1-nano-settles-path")
-    prompt, token = map(int, re.search(r"prompt (\d+), token (\d+)", drawing.caption).groups())
+    prompt, token = map(int, (re.search(rf"{label} (\d+)", drawing.caption)[1] for label in ("prompt", "token")))
     lengths = measure(stores[0], [contraction_rate], select={"layer": 2})[0]
     assert lengths.select(prompt=prompt, token=token)["regime_length"] == lengths["regime_length"].max()
 
@@ -423,8 +562,9 @@ def test_a_tensor_file_gives_a_report_with_the_known_rate(tmp_path, states):
     np.save(tmp_path / "x.npy", states.transpose(1, 2, 3, 0))
     orbits = load(tmp_path / "x.npy", axes="token,recurrence,feature,prompt", labels={"model": "theirs"})
     report = build_report([orbits], n_resamples=100)
-    row, = table_of(report, "Contraction")
-    assert (row["model"], row["layer"], row["tokens with a rate"]) == ("theirs", "", "24 of 24")
+    row, = table_of(report, "rates")
+    assert (row["model"], row["tokens with a rate"]) == ("theirs", "24 of 24")
+    assert "layer" not in row
     assert value(row["rate per recurrence"]) == pytest.approx(0.65, rel=0.01)
     assert report.findings[0].startswith("theirs: all 24 tokens of 6 prompts come to rest within 60 recurrences")
     page = Page(report.save(tmp_path / "r").read_text(encoding="utf-8"))
@@ -443,7 +583,7 @@ def test_prompts_and_layers_alone_are_enough(states):
     orbits = Trajectories(states[:, 0], labels={"prompt": range(6)})
     report = build_report([orbits], n_resamples=100)
     assert report.findings[0].startswith("recording 1: all 6 tokens of 6 prompts")
-    assert len(report.drawings) == 3
+    assert len(report.drawings) == 6
 
 
 def test_a_recording_without_the_label_to_resample_is_refused(states):
@@ -458,12 +598,12 @@ def test_a_recording_without_the_label_to_resample_is_refused(states):
 def test_orbits_may_be_declared_independent(states):
     report = build_report([labelled(states)], resample="orbit", n_resamples=100)
     assert {e.resample for e in report.estimates} == {"orbit"}
-    assert {row["share"] for row in table_of(report, "Regimes by the published")} == {"of tokens"}
+    assert "share of orbits" not in table_of(report, "regimes")[0]
 
 
 def test_figures_of_names_alike_have_files_of_their_own(states):
     report = build_report([labelled(states, model=name) for name in ("a b", "a-b", "???", "!!!")], n_resamples=100)
-    assert len({drawing.name for drawing in report.drawings}) == 12
+    assert len({drawing.name for drawing in report.drawings}) == 15
 
 
 def test_another_label_may_be_what_is_independent(states):
@@ -490,10 +630,12 @@ def test_a_recording_in_which_no_orbit_has_a_rate(tmp_path, rng):
     report = build_report([noise], n_resamples=100)
     assert report.findings[0] == ("recording 1: none of 24 tokens of 6 prompts comes to rest within 60 recurrences "
                                   "(still moving: 100 [54.1, 100] %, 95 % interval); "
-                                  "no contraction rate can be measured.")
-    row, = table_of(report, "Contraction")
+                                  "no contraction rate can be measured. Regimes by limit_regime, in shares of the "
+                                  "tokens: 100 [54.1, 100] % undetermined; no orbit, quasi-periodic movement, slider or chaos (each "
+                                  "0 [0, 45.9] %).")
+    row, = table_of(report, "rates")
     assert (row["rate per recurrence"], row["tokens with a rate"]) == ("none", "0 of 24")
-    assert not [e for e in report.estimates if e.name.startswith("contraction_rate")]
+    assert not [e for e in report.estimates if e.name.startswith("contraction_rate") and e.statistic == "median"]
     Page(report.save(tmp_path / "r").read_text(encoding="utf-8"))
 
 
@@ -501,32 +643,32 @@ def test_some_orbits_that_leave_the_finite_numbers_are_counted_and_shorten_nothi
     broken = states.copy()
     broken[0, 1, 30:], broken[2, 3, 7, 2], broken[4, 0, 0] = np.nan, np.inf, -np.inf
     report = build_report([labelled(broken)], n_resamples=100)
-    assert "21 of 24 tokens of 6 prompts come to rest within 60 recurrences; 0 still move" in report.findings[0]
+    assert "21 of 24 tokens of 6 prompts come to rest within 60 recurrences (still moving: 0 [" in report.findings[0]
     assert "3 left the finite numbers" in report.findings[0]
     assert "measured on 21 tokens" in report.findings[0]
-    row, = table_of(report, "Contraction")
+    row, = table_of(report, "rates")
     whole, = measure(labelled(states), [contraction_rate])
     gone = np.array([1, 11, 16])
     assert row["tokens with a rate"] == "21 of 24"
     assert value(row["rate per recurrence"]) == pytest.approx(np.median(np.delete(whole["rate"], gone)), rel=0.01)
-    outcomes = {(r["analyzer"], r["outcome"]): r["orbits"] for r in table_of(report, "What became")}
+    outcomes = {(r["analyzer"], r["outcome"]): r["orbits"] for r in table_of(report, "exclusions")}
     for analyzer in ("distance_to_limit", "contraction_rate", "limit_regime_blayney"):
         assert outcomes[analyzer, "not finite"] == "3"
         assert outcomes[analyzer, "found"] == "21"
-    assert Outcome.NOT_FINITE.sentence in [r["meaning"] for r in table_of(report, "What became")]
+    assert Outcome.NOT_FINITE.sentence in [r["meaning"] for r in table_of(report, "exclusions")]
 
 
 def test_a_layer_whose_rates_come_from_one_prompt_gets_no_interval(states, rng):
     mixed = states.copy()
     mixed[1:] = rng.normal(size=mixed[1:].shape)
-    row, = table_of(build_report([labelled(mixed)], n_resamples=100), "Contraction")
+    row, = table_of(build_report([labelled(mixed)], n_resamples=100), "rates")
     assert (row["rate per recurrence"], row["tokens with a rate"]) == ("none", "4 of 24")
 
 
 @pytest.mark.parametrize("steps", [2, 3, 5, 8, 9])
 def test_short_recordings_are_said_to_be_short(states, steps):
     report = build_report([labelled(states[:, :, :steps])], n_resamples=100)
-    outcomes = {(r["analyzer"], r["outcome"]) for r in table_of(report, "What became")}
+    outcomes = {(r["analyzer"], r["outcome"]) for r in table_of(report, "exclusions")}
     assert (("limit_regime_blayney", "too short") in outcomes) == (steps < 9)
     assert (("contraction_rate", "too short") in outcomes) == (steps < 6)
 
@@ -535,7 +677,7 @@ def test_several_recordings_of_one_name_are_told_apart(states):
     report = build_report([labelled(states, model="m"), labelled(states[:4], model="m"), labelled(states)],
                           n_resamples=100)
     assert [finding.split(":")[0] for finding in report.findings] == ["m (1)", "m (2)", "recording 3"]
-    assert len({drawing.name for drawing in report.drawings}) == 9
+    assert len({drawing.name for drawing in report.drawings}) == 12
 
 
 def test_odd_names_are_escaped(tmp_path, states):
@@ -543,11 +685,14 @@ def test_odd_names_are_escaped(tmp_path, states):
     report = build_report([labelled(states, model=name)], n_resamples=100)
     page = Page(report.save(tmp_path / "r").read_text(encoding="utf-8"))
     assert not [tag for tag, _ in page.tags if tag == "script"]
-    assert page.tables[0]["rows"][1][0] == name
-    assert page.images[0].startswith(f"Line chart: relative distance to the last state over 60 recurrences for {name}")
+    assert page.tables[0]["rows"][0][1] == name
+    assert page.tables[2]["rows"][1][0] == name
+    assert any(alt.startswith(f"{name}: ") for alt in page.images)
     tables = markdown_tables((tmp_path / "r" / "report.md").read_text(encoding="utf-8"))
-    assert tables[0]["rows"][1][0] == re.sub(r"([|<&])", r"\\\1", name)
-    assert json.loads((tmp_path / "r" / "report.json").read_text())["tables"][0]["rows"][0][0] == name
+    assert tables[2]["rows"][1][0] == name
+    assert latex_table((tmp_path / "r" / "tables" / "rest.tex").read_text())["rows"][1][0] == name
+    sections = json.loads((tmp_path / "r" / "report.json").read_text())["sections"]
+    assert sections[1]["tables"][0]["rows"][0][0] == {"text": name}
 
 
 # ---- saving
@@ -584,3 +729,32 @@ def test_an_interrupted_save_leaves_the_earlier_page_whole(tmp_path, small, monk
     assert page.read_bytes() == before
     dataclasses.replace(small, title="Second").save(tmp_path / "r")
     assert b"<h1>Second</h1>" in page.read_bytes()
+
+
+def test_many_runs_share_one_figure_of_distances(states):
+    runs = [labelled(states, model=f"run {n}") for n in range(5)]
+    report = build_report([*runs, labelled(states[..., :40, :], model="short")], n_resamples=100)
+    distance, = (d for d in report.drawings if "distance" in d.name)
+    assert "5 of 6 runs: those recorded and measured like the first" in distance.caption
+    assert all(f"run {n}" in distance.alt for n in range(5))
+    assert "short" not in distance.alt
+
+
+@pytest.mark.parametrize(("spoil", "said"), [
+    (lambda x: np.where(np.arange(x.shape[-2])[:, None] < 20, x, np.nan), "left the finite numbers"),
+    (lambda x: x[..., :1, :], "are too short to tell")])
+def test_what_cannot_be_judged_is_not_called_moving_or_at_rest(states, spoil, said):
+    report = build_report([labelled(spoil(np.asarray(states)), model="m")], n_resamples=100)
+    assert "can be judged" in report.findings[0]
+    assert said in report.findings[0]
+    assert "still moving" not in report.findings[0]
+
+
+def test_the_control_of_a_second_study_stands_beside_its_own_model(states):
+    one = build_report([labelled(states, model="m"), labelled(states, model="m-untrained")], n_resamples=100).study
+    control = next(s for s in build_report([one, one], n_resamples=100).sections if s.name == "control")
+    assert [row[0].text for row in control.tables[0].rows[::len(control.tables[0].rows) // 2]] == ["m (1)", "m (2)"]
+
+
+def test_a_wide_figure_stands_at_its_own_width(folder):
+    assert re.search(r'<figure class="wide" style="max-width: [\d.]+rem">', (folder / "report.html").read_text("utf-8"))

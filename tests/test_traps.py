@@ -170,7 +170,7 @@ def test_a_share_of_something_misspelt_is_refused_and_not_zero(decaying):
 def test_orbits_that_belong_to_no_unit_are_refused(decaying):
     labels = {"prompt": np.r_[np.nan, np.arange(29.0)], "orbit": np.arange(30)}
     m = contraction_rate(decaying.replace(labels=labels))
-    with pytest.raises(ValueError, match="is NaN or infinite for some orbits"):
+    with pytest.raises(ValueError, match="is NaN, infinite or missing for"):
         estimate(m, statistic="mean", resample="prompt")
     with pytest.raises(ValueError, match="there is a label of that name"):
         estimate(m, statistic="mean", resample="orbit")

@@ -1,8 +1,35 @@
 """Reports: figures (matplotlib only here), tables and pages made from measurements and estimates."""
 
 from dynloop.report.build import build_report
-from dynloop.report.figures import Drawing, distance_curves, distance_map, draw, pca_path
-from dynloop.report.report import Report, Table, check_report_folder
+from dynloop.report.cells import Cell, Table
+from dynloop.report.explorer import explorer
+from dynloop.report.figures import (
+    Drawing,
+    alt_of,
+    attention_curves,
+    calibration_panel,
+    caption_of,
+    convergence_times,
+    distance_curves,
+    distance_map,
+    draw,
+    forest,
+    multiplier_circle,
+    pca_path,
+    period_counts,
+    precision_floor,
+    rates_by_layer,
+    recurrence_plot,
+    regime_shares,
+    seed_lines,
+    state_graph,
+    step_curves,
+)
+from dynloop.report.report import DEFAULT_FORMATS, FORMATS, Report, check_formats, check_report_folder
+from dynloop.report.sections import Section
 
-__all__ = ["Drawing", "Report", "Table", "build_report", "check_report_folder", "distance_curves", "distance_map",
-           "draw", "pca_path"]
+__all__ = ["DEFAULT_FORMATS", "FORMATS", "Cell", "Drawing", "Report", "Section", "Table", "alt_of", "attention_curves",
+           "build_report", "calibration_panel", "caption_of", "check_formats", "check_report_folder",
+           "convergence_times", "distance_curves", "distance_map", "draw", "explorer", "forest", "multiplier_circle",
+           "pca_path", "period_counts", "precision_floor", "rates_by_layer", "recurrence_plot", "regime_shares",
+           "seed_lines", "state_graph", "step_curves"]

@@ -1,32 +1,27 @@
-"""A report: findings, tables, figures and estimates, rendered to HTML, Markdown, CSV and JSON of the same numbers."""
+"""A report: findings, sections and estimates, rendered to pages, tables and data of the same numbers."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
-import math
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dynloop.report.cells import Table
 from dynloop.report.figures import Drawing
+from dynloop.report.sections.section import Section
 from dynloop.statistics import Estimate
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from dynloop.study import Study
 
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of texts with its caption and a note below."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
+FORMATS = ("html", "md", "latex", "csv", "parquet", "json")
+DEFAULT_FORMATS = ("html", "md", "latex", "csv", "json")
+_FILES = {"html": "report.html", "md": "report.md", "json": "report.json"}
+_FOLDERS = {"figures": (".svg", ".png", ".pdf"), "tables": (".tex", ".csv", ".parquet")}
+_OWN = {*_FILES.values(), "estimates.csv", "estimates.parquet", "study.nc", *_FOLDERS}
 
 
 def check_report_folder(folder: str | Path) -> None:
@@ -35,128 +30,175 @@ def check_report_folder(folder: str | Path) -> None:
     Raises:
         FileExistsError: it is one of these.
     """
-    folder, own = Path(folder), {"report.html", "report.md", "report.json", "estimates.csv", "figures"}
-    if folder.is_file() or \
-            (folder.is_dir() and any(p.name.removesuffix(".tmp") not in own for p in folder.iterdir())):
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and not all(_is_own(path) for path in folder.iterdir())):
         raise FileExistsError(f"{folder} holds something else than a report. Name a new folder.")
 
 
-def significant(value: float, digits: int = 3) -> str:
-    """A number in `digits` significant digits, without an exponent where that is short."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else str(value)
-    if 1e-3 <= abs(value) < 1e5:
-        return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
-    return f"{value:.{digits - 1}e}"
+def _is_own(path: Path) -> bool:
+    if path.name in _FOLDERS and path.is_dir():
+        return all(inner.name.removesuffix(".tmp").endswith(_FOLDERS[path.name]) for inner in path.iterdir())
+    return path.name.removesuffix(".tmp") in _OWN or path.name.startswith("study.nc.")
 
 
-def interval(estimate: Estimate, scale: float = 1.0) -> str:
-    """The interval of an estimate, in brackets."""
-    return f"[{significant(scale * estimate.low)}, {significant(scale * estimate.high)}]"
+def check_formats(formats: Collection[str]) -> tuple[str, ...]:
+    """The formats of a report, in the order of `FORMATS`.
+
+    Raises:
+        ValueError: an unknown one, or none.
+        ImportError: Parquet without pyarrow.
+    """
+    formats = [formats] if isinstance(formats, str) else list(formats)
+    if not formats or set(formats) - set(FORMATS):
+        raise ValueError(f"formats must be some of {', '.join(FORMATS)}; got {', '.join(formats) or 'none'}.")
+    if "parquet" in formats:
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise ImportError("Parquet needs pyarrow, which is not installed. Run `pip install dynloop[parquet]`, or "
+                              "leave the format parquet out.") from None
+    return tuple(f for f in FORMATS if f in formats)
 
 
-def number(estimate: Estimate) -> str:
-    """An estimate with its interval."""
-    return f"{significant(estimate.value)} {interval(estimate)}"
-
-
-def percent(estimate: Estimate) -> str:
-    """A share with its interval, in percent."""
-    return f"{significant(100 * estimate.value)} {interval(estimate, 100)} %"
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Report:
     """What was found, ready to be read and cited.
 
     Attributes:
         title: heading.
         findings: sentences with their numbers and intervals.
-        tables, drawings, appendix: in the order of the page; the appendix holds tables, too.
+        sections: in the order of the page.
         estimates: every number with its interval, unrounded.
         provenance: which models, data, seeds, dtypes and settings.
+        study: the measurements behind it, saved beside it; None for none.
     """
 
     title: str
     findings: tuple[str, ...]
-    tables: tuple[Table, ...]
-    drawings: tuple[Drawing, ...]
-    appendix: tuple[Table, ...]
+    sections: tuple[Section, ...]
     estimates: tuple[Estimate, ...]
     provenance: Mapping[str, Any]
+    study: Study | None = None
 
-    def save(self, folder: str | Path) -> Path:
-        """Write report.html, report.md, report.json, estimates.csv and figures/ into a folder; returns report.html.
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Every table, in the order of the page."""
+        return tuple(table for section in self.sections for table in section.tables)
 
-        Files of an earlier report there are replaced, each whole or not at all; report.html is written last.
+    @property
+    def drawings(self) -> tuple[Drawing, ...]:
+        """Every figure, in the order of the page."""
+        return tuple(drawing for section in self.sections for drawing in section.drawings)
+
+    def save(self, folder: str | Path, *, formats: Collection[str] = DEFAULT_FORMATS) -> Path:
+        """Write the report into a folder; returns the page, or the first file of other formats.
+
+        `report.html` (one page that needs nothing else), `report.md`, `report.json`, `tables/` (a .tex and a .csv file
+        a table), `estimates.csv`, `figures/`, and `study.nc`, the measurements, from which `dynloop report` makes the
+        report again. Files of an earlier report there are replaced, each whole or not at all, or removed; the page is
+        written last.
+
+        Args:
+            folder: a new or empty one, or one with an earlier report.
+            formats: some of "html", "md", "latex", "csv", "parquet", "json".
 
         Raises:
             FileExistsError: the path is a file, or a folder with other things than a report.
+            ValueError, ImportError: an unknown format; Parquet without pyarrow.
         """
-        folder = Path(folder)
+        folder, formats = Path(folder), check_formats(formats)
         check_report_folder(folder)
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for drawing in self.drawings:
-            _replace(folder / "figures" / f"{drawing.name}.svg", drawing.svg.encode())
-            _replace(folder / "figures" / f"{drawing.name}.png", drawing.png)
-        _replace(folder / "report.json", self.to_json().encode())
-        _replace(folder / "estimates.csv", self.to_csv().encode())
-        _replace(folder / "report.md", self.to_markdown().encode())
-        _replace(folder / "report.html", self.to_html().encode())
-        return folder / "report.html"
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for path, content in self._files(formats):
+            path = folder / path
+            path.parent.mkdir(exist_ok=True)
+            _replace(path, content())
+            written.append(path)
+        if self.study is not None:
+            written.append(self.study.save(folder / "study.nc"))
+        self._clear(folder, set(written))
+        named = [folder / _FILES[f] for f in formats if f in _FILES]
+        return named[0] if named else written[0]
+
+    def _files(self, formats: tuple[str, ...]) -> Iterator[tuple[Path, Callable[[], bytes]]]:
+        """Path and content of every file, the page last; contents are made one after the other."""
+        from dynloop.report import data, latex
+
+        for drawing in self.drawings if set(formats) & {"html", "md", "latex"} else ():
+            for kind in ("svg", "png", "pdf"):
+                yield Path("figures", f"{drawing.name}.{kind}"), partial(_picture, drawing, kind)
+        for table in self.tables:
+            rows = data.rows_of(table)
+            for kind, ending, text in (("latex", "tex", partial(latex.table, table)),
+                                       ("csv", "csv", partial(data.csv_of, rows)),
+                                       ("parquet", "parquet", partial(data.parquet_of, rows))):
+                if kind in formats:
+                    yield Path("tables", f"{table.name}.{ending}"), partial(_called, text)
+        if "csv" in formats:
+            yield Path("estimates.csv"), partial(_called, self.to_csv)
+        if "parquet" in formats:
+            yield Path("estimates.parquet"), partial(data.parquet_of, data.estimate_rows(self.estimates))
+        for kind, page in (("json", self.to_json), ("md", self.to_markdown), ("html", self.to_html)):
+            if kind in formats:
+                yield Path(_FILES[kind]), partial(_called, page)
+
+    def _clear(self, folder: Path, written: Collection[Path]) -> None:
+        """Remove what an earlier report left and this one does not have."""
+        for path in [*folder.iterdir(), *(p for name in _FOLDERS for p in (folder / name).glob("*"))]:
+            if path.is_file() and path not in written:
+                path.unlink()
+        for name in _FOLDERS:
+            if (folder / name).is_dir() and not any((folder / name).iterdir()):
+                (folder / name).rmdir()
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, as plain values."""
-        return {"schema": SCHEMA, "title": self.title, "findings": list(self.findings),
-                "estimates": [e.to_dict() for e in self.estimates],
-                "tables": [dataclasses.asdict(t) for t in self.tables + self.appendix],
-                "figures": [{"name": d.name, "caption": d.caption, "alt": d.alt} for d in self.drawings],
-                "provenance": dict(self.provenance)}
+        """Everything but the pictures, as plain values, with a schema version."""
+        from dynloop.report.data import report_dict
+
+        return report_dict(self)
 
     def to_json(self) -> str:
-        """JSON with a schema number."""
-        return json.dumps(self.to_dict(), indent=1, default=str) + "\n"
+        """JSON with a schema version."""
+        from dynloop.report.data import json_of
+
+        return json_of(self.to_dict())
 
     def to_csv(self) -> str:
         """One line an estimate, unrounded."""
-        rows = [{**e.to_dict(), "excluded": json.dumps(dict(e.excluded)), "settings": json.dumps(dict(e.settings)),
-                 "labels": json.dumps(dict(e.labels), default=str)} for e in self.estimates]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [f.name for f in dataclasses.fields(Estimate)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+        from dynloop.report.data import csv_of, estimate_rows
+
+        return csv_of(estimate_rows(self.estimates))
+
+    def to_latex(self) -> str:
+        """Every table, for booktabs."""
+        from dynloop.report.latex import table
+
+        return "\n".join(map(table, self.tables))
 
     def to_markdown(self) -> str:
         """Markdown, with the figures beside it."""
-        lines = [f"# {_plain(self.title)}", "", *[f"- {_plain(finding)}" for finding in self.findings], ""]
-        for table in self.tables:
-            lines += _markdown(table)
-        lines += ["## Figures", ""]
-        for drawing in self.drawings:
-            lines += [f"![{_plain(drawing.alt)}](figures/{drawing.name}.png)", "", _plain(drawing.caption), ""]
-        for table in self.appendix:
-            lines += _markdown(table)
-        return "\n".join(lines)
+        from dynloop.report.markdown import page
+
+        return page(self)
 
     def to_html(self) -> str:
         """One page that needs nothing else: no network, no scripts, figures inside."""
-        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from dynloop.report.html import page
 
-        environment = Environment(loader=PackageLoader("dynloop.report", "."), autoescape=True,
-                                  undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        return environment.get_template("template.html").render(report=self)
+        return page(self)
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, whatever a model is called."""
-    return re.sub(r"([\\`*<|&])", r"\\\1", text)
+def _bytes(content: str | bytes) -> bytes:
+    return content.encode() if isinstance(content, str) else content
 
 
-def _markdown(table: Table) -> list[str]:
-    cells = [table.columns, tuple("---" for _ in table.columns), *table.rows]
-    rows = ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in cells]
-    return [f"## {table.caption}", "", *rows, "", _plain(table.note), ""]
+def _picture(drawing: Drawing, kind: str) -> bytes:
+    return _bytes(getattr(drawing, kind))
+
+
+def _called(make: Callable[[], str | bytes]) -> bytes:
+    return _bytes(make())
 
 
 def _replace(path: Path, content: bytes) -> None:
