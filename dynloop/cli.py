@@ -65,7 +65,20 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = command("quickstart", _quickstart, "capture the three shipped models, analyse them, write a report")
+    def output(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--resample", default="prompt", metavar="LABEL",
+                         help="what is independent: prompts, never tokens; or a nesting, such as 'seed > prompt'")
+        sub.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples")
+        sub.add_argument("--format", type=_formats, default="html,md,latex,csv,json", metavar="LIST", dest="formats",
+                         help="some of html, md, latex, csv, parquet, json")
+        sub.add_argument("--title", default="How the loop settles", help="heading of the report")
+        sub.add_argument("--workers", type=int, metavar="N",
+                         help="processes that measure a store side by side; by default this one alone")
+        sub.add_argument("--resume", metavar="DIR",
+                         help="folder that keeps finished answers of stores: the same command goes on from there")
+
+    sub = command("quickstart", _quickstart,
+                  "capture the three shipped models and an untrained control, analyse them, write a report")
     sub.add_argument("--out", default="dynloop-quickstart", metavar="DIR", help="folder for stores and report")
     sub.add_argument("--recurrences", type=int, default=128, metavar="N", help="applications of the block")
     sub.add_argument("--prompts", type=int, default=64, metavar="N", help="how many of the 64 shipped prompts")
@@ -76,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--corpus", metavar="DIR", help="folder of text; by default the standard library's source")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     sub.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default torch's choice")
+    sub.add_argument("--monitor", type=_every, metavar="N",
+                     help="measure the loop every N steps, or 'auto' (at most 1 %% of the time), into monitor.jsonl")
     for config in (NanoConfig, TrainingConfig):
         for field in dataclasses.fields(config):
             flag = "--" + field.name.replace("_", "-")
@@ -107,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
                      help="of random initial states: prompt i uses seed + i")
     sub.add_argument("--batch-size", type=int, metavar="N", help="prompts that run together; by default what fills a "
                                                                  "shard")
+    sub.add_argument("--untrained", type=int, nargs="?", const=0, default=argparse.SUPPRESS, metavar="SEED",
+                     help="record the untrained control: the same architecture with new weights of this seed (0)")
     sub.add_argument("--attention", action="store_true",
                      help="take statistics of the loop's attention maps in the same run")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
@@ -128,12 +145,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--key", help="which tensor of a file that holds several")
     sub.add_argument("--resolution", type=float, help="relative spacing of the dtype the model computed in, where a "
                                                       "tensor file's dtype is another one (bfloat16: 0.0078125)")
-    sub.add_argument("--resample", default="prompt", metavar="LABEL", help="what is independent: prompts, never tokens")
-    sub.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples")
+    output(sub)
+
+    sub = command("report", _report, "compare runs: stores, studies and reports, in one report")
+    sub.add_argument("runs", nargs="+", metavar="RUN",
+                     help="folder from capture, study (.nc), or folder of a report with its study; the others are "
+                          "compared with the first")
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder of the report")
+    output(sub)
 
     sub = command("info", _info, "say what a store holds and where it came from")
     sub.add_argument("store", metavar="STORE", help="folder from capture")
     sub.add_argument("--verify", action="store_true", help="hold every shard against its checksum")
+
+    sub = command("explore", _explore, "write an interactive page for one prompt of a store")
+    sub.add_argument("store", metavar="STORE", help="folder from capture")
+    sub.add_argument("--prompt", type=int, required=True, metavar="N", help="number of the prompt, from 0")
+    sub.add_argument("--layer", type=int, metavar="N", help="layer, from 1; by default the last")
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder of the page, or a file in .html")
     return parser
 
 
@@ -147,13 +176,30 @@ def _positions(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of positions; write 0,5,-1 or 3:96:4") from None
 
 
+def _every(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps; write 500, or auto") from None
+
+
 def _layers(text: str) -> list[int] | str:
     return text if text == "state" else _positions(text)
+
+
+def _formats(text: str) -> list[str]:
+    known = ("html", "md", "latex", "csv", "parquet", "json")
+    formats = [part.strip() for part in text.split(",")]
+    if wrong := [part for part in formats if part not in known]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is no format; choose among {', '.join(known)}")
+    return formats
 
 
 def _quickstart(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     import dynloop
+    from dynloop.models import load
+    from dynloop.models.untrained import untrained
     from dynloop.nano import shipped_prompts
     from dynloop.report import build_report
 
@@ -164,8 +210,9 @@ def _quickstart(options: argparse.Namespace) -> None:
     out = Path(options.out)
     prompts = prompts[:options.prompts]
     positions = range(3, len(prompts[0]), 4)  # every fourth token: a quarter of the disk
-    stores = [dynloop.capture(name, prompts, out=out / "stores" / name, n_recurrences=options.recurrences,
-                              tokens=positions) for name in RECIPES]
+    models = [*map(load, RECIPES), untrained(next(iter(RECIPES)))]
+    stores = [dynloop.capture(model, prompts, out=out / "stores" / model.name, n_recurrences=options.recurrences,
+                              tokens=positions) for model in models]
     report = build_report(stores, title="How three small looped models settle")
     page = report.save(out / "report")
     print("Findings:")
@@ -191,7 +238,15 @@ def _train(options: argparse.Namespace) -> None:
             raise ValueError(f"--threads must be at least 1; got {options.threads}.")
         torch.set_num_threads(options.threads)
     corpus = load_corpus(options.corpus, least=4 * (training.length + 1))
-    train(model, training, corpus, options.out, device=options.device, name=options.recipe)
+    watch: Any = None
+    if options.monitor is not None:
+        from dynloop.monitoring import LoopMonitor
+
+        probe = corpus.held_out_windows(n=4, length=min(32, training.length)).tolist()
+
+        def watch(trained: torch.nn.Module) -> Any:
+            return LoopMonitor(trained, probe, every=options.monitor, log=options.out).step
+    train(model, training, corpus, options.out, device=options.device, name=options.recipe, monitor=watch)
     record = json.loads((Path(options.out) / "model.json").read_text())
     losses = ", ".join(f"{loss:.3f} at {n}" for n, loss in record["held_out_loss"].items())
     print(f"Model: {Path(options.out).resolve()}\nHeld-out loss in nats per byte by recurrences: {losses}\n"
@@ -203,10 +258,11 @@ def _capture(options: argparse.Namespace) -> None:
 
     import dynloop
     from dynloop.models import load
+    from dynloop.models.untrained import untrained
     from dynloop.nano import shipped_prompts
 
     _check_device(options.device)
-    model = load(options.model)
+    model = untrained(options.model, seed=options.untrained) if "untrained" in options else load(options.model)
     model.module.to(options.device)
     prompts = shipped_prompts() if options.prompts is None else _read_prompts(Path(options.prompts))
     store = dynloop.capture(model, prompts, out=options.out, n_recurrences=options.recurrences, tokens=options.tokens,
@@ -224,7 +280,9 @@ def _inspect(options: argparse.Namespace) -> None:
 
     from dynloop.models import inspect_model, load
     from dynloop.models.hooked_block import loop_count
+    from dynloop.settings import check_whole
 
+    check_whole("--length", options.length, 1, "a whole number of at least 1 token (the default is 8)")
     if len(options.at) != 2:
         raise ValueError(f"--at needs two numbers of loops, such as 2,3; got {options.at}.")
     home, _, factory = options.model.partition(":")
@@ -290,28 +348,46 @@ def _check_device(device: str) -> None:
 
 def _analyze(options: argparse.Namespace) -> None:
     import dynloop
-    from dynloop.report import build_report, check_report_folder
 
-    check_report_folder(options.report)
-    sources: list[Any] = []
-    for name in options.recordings:
-        if not Path(name).exists():
-            raise FileNotFoundError(f"no recording {name}. Name a folder that `dynloop capture` wrote, or a tensor "
-                                    "file.")
-        if Path(name).is_dir():
-            for flag in ("axes", "key", "resolution"):
-                if getattr(options, flag) is not None:
-                    raise ValueError(f"--{flag} is for tensor files; {name} is a store, which knows it. Leave it out.")
-            sources.append(dynloop.open_store(name))
-        elif options.axes is None:
-            raise ValueError(f"{name} is a tensor file: say what its axes are, for example --axes "
-                             "prompt,token,recurrence,feature.")
-        else:
-            sources.append(dynloop.load(name, axes=options.axes, key=options.key, resolution=options.resolution,
-                                        labels={} if "model" in options.axes.split(",") else
-                                        {"model": Path(name).stem}))
-    report = build_report(sources, resample=options.resample, n_resamples=options.resamples)
-    page = report.save(options.report)
+    def read() -> list[Any]:
+        sources: list[Any] = []
+        for name in options.recordings:
+            if not Path(name).exists():
+                raise FileNotFoundError(f"no recording {name}. Name a folder that `dynloop capture` wrote, or a tensor "
+                                        "file.")
+            if Path(name).is_dir():
+                for flag in ("axes", "key", "resolution"):
+                    if getattr(options, flag) is not None:
+                        raise ValueError(f"--{flag} is for tensor files; {name} is a store, which knows it. Leave it "
+                                         "out.")
+                sources.append(dynloop.open_store(name))
+            elif options.axes is None:
+                raise ValueError(f"{name} is a tensor file: say what its axes are, for example --axes "
+                                 "prompt,token,recurrence,feature.")
+            else:
+                sources.append(dynloop.load(name, axes=options.axes, key=options.key, resolution=options.resolution,
+                                            labels={} if "model" in options.axes.split(",") else
+                                            {"model": Path(name).stem}))
+        return sources
+
+    _write(options, options.report, read, comparing=False)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from dynloop.report.sources import open_run
+
+    _write(options, options.out, lambda: [open_run(name) for name in options.runs], comparing=True)
+
+
+def _write(options: argparse.Namespace, folder: str, read: Any, *, comparing: bool) -> None:
+    """Build a report of what `read` gives and save it; what is wrong with the folder is said before anything runs."""
+    from dynloop.report import build_report, check_formats, check_report_folder
+
+    check_formats(options.formats)
+    check_report_folder(folder)
+    report = build_report(read(), resample=options.resample, n_resamples=options.resamples, title=options.title,
+                          comparing=comparing, workers=options.workers, resume=options.resume)
+    page = report.save(folder, formats=options.formats)
     for finding in report.findings:
         print(f"- {finding}")
     print(f"Report: {page.resolve()}")
@@ -335,6 +411,14 @@ def _info(options: argparse.Namespace) -> None:
     if options.verify:
         store.verify()
         print("every shard has the checksum of the manifest")
+
+
+def _explore(options: argparse.Namespace) -> None:
+    import dynloop
+    from dynloop.report.explorer import explorer
+
+    page = explorer(dynloop.open_store(options.store), prompt=options.prompt, layer=options.layer, out=options.out)
+    print(f"Page: {page.resolve()}")
 
 
 if __name__ == "__main__":

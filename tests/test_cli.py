@@ -21,7 +21,7 @@ from dynloop.nano import NanoConfig, NanoModel, save_model, shipped_prompts
 from dynloop.store import StoreError, StoreWriter
 
 capture_module = importlib.import_module("dynloop.recording.capture")
-COMMANDS = ("quickstart", "train", "capture", "analyze", "info")
+COMMANDS = ("quickstart", "train", "capture", "analyze", "report", "info")
 HEAVY = ("torch", "numpy", "scipy", "matplotlib", "numba", "pandas", "xarray", "sklearn", "safetensors", "jinja2")
 
 
@@ -123,7 +123,9 @@ def test_python_m_dynloop_is_the_same_command():
 
 
 @pytest.mark.parametrize("arguments", [
-    [], ["analyse"], ["capture"], ["capture", "nano-settles"], ["analyze", "--report", "r"], ["info"],
+    [], ["analyse"], ["capture"], ["report", "s"], ["report", "--out", "r"],
+    ["analyze", "s", "--report", "r", "--format", "word"], ["capture", "nano-settles"], ["analyze", "--report", "r"],
+    ["capture", "nano-settles", "--out", "s", "--untrained", "x"], ["info"], ["train", "--out", "m", "--monitor", "x"],
     ["train", "--out", "m", "--norm", "post"], ["train", "--out", "m", "--recipe", "nano"],
     ["train", "--out", "m", "--steps", "many"], ["capture", "nano-settles", "--out", "s", "--tokens", "first"],
     ["capture", "nano-settles", "--out", "s", "--tokens", ""],
@@ -359,11 +361,12 @@ def test_train_capture_analyze_info(run, tmp_path):
     (tmp_path / "prompts.txt").write_text("for state in block\nstate = loop(state)\nin block: state\n")
     training = ["train", "--out", tmp_path / "tiny", "--corpus", tmp_path / "corpus", "--width", 16, "--n-heads", 2,
                 "--steps", 6, "--length", 16, "--batch-size", 2, "--n-recurrences", 2, "--norm", "sandwich",
-                "--no-loop-norm", "--seed", 3, "--threads", 1, "--log-every", 2]
+                "--no-loop-norm", "--seed", 3, "--threads", 1, "--monitor", 3, "--log-every", 2]
     code, out, error = run(*training)
     assert code == 0, error
     assert "Held-out loss in nats per byte by recurrences: " in out
     assert f"Next: dynloop capture {tmp_path / 'tiny'} --out STORE" in out
+    assert dynloop.read_log(tmp_path / "tiny" / "monitor.jsonl")["step"].tolist() == [3, 6]
     record = json.loads((tmp_path / "tiny" / "model.json").read_text())
     assert (record["model"]["norm"], record["model"]["loop_norm"], record["training"]["seed"]) == ("sandwich", False, 3)
     assert run(*training)[0] == 0  # finished: nothing to do
@@ -380,7 +383,7 @@ def test_train_capture_analyze_info(run, tmp_path):
     assert code == 0, error
     assert "- tiny: " in out
     assert f"Report: {tmp_path / 'report' / 'report.html'}" in out
-    assert {"report.html", "report.md", "report.json", "estimates.csv"} <= set(tree(tmp_path / "report"))
+    assert {"report.html", "report.md", "report.json", "estimates.csv", "study.nc"} <= set(tree(tmp_path / "report"))
     assert run("analyze", tmp_path / "store", "--report", tmp_path / "report", "--resamples", 200)[0] == 0  # again
 
     code, out, error = run("info", tmp_path / "store", "--verify")
@@ -398,18 +401,75 @@ def test_a_store_saved_from_an_array_is_analysed_too(run, tmp_path, decaying):
     assert "all 30 tokens of 6 prompts come to rest" in out
 
 
+def test_the_formats_of_a_report_are_chosen(run, tmp_path, decaying):
+    save(decaying, tmp_path / "s")
+    code, _, error = run("analyze", tmp_path / "s", "--report", tmp_path / "r", "--resamples", 100, "--format",
+                         "json,latex", "--title", "Mine")
+    assert code == 0, error
+    found = set(tree(tmp_path / "r"))
+    assert {"report.json", "tables/rates.tex", "study.nc"} <= found
+    assert not {name for name in found if name.endswith((".html", ".md", ".csv"))}
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["title"] == "Mine"
+    code, _, error = run("analyze", tmp_path / "s", "--report", tmp_path / "r", "--resamples", 100, "--format", "md")
+    assert code == 0, error
+    ever = {"report.json", "tables/rates.tex", "report.md"}
+    assert set(tree(tmp_path / "r")) & ever == {"report.md"}  # none is stale
+
+
+def test_runs_are_compared_from_stores_studies_and_reports(run, refused, tmp_path, decaying):
+    save(decaying, tmp_path / "s")
+    slower = decaying.replace(states=decaying.states[:, 40:],
+                              labels={**decaying.labels, "model": np.repeat("slow", 30)})
+    save(slower, tmp_path / "slow")
+    command = "--resamples", 100, "--format", "json,md"
+    assert run("analyze", tmp_path / "slow", "--report", tmp_path / "slow-report", *command)[0] == 0
+    code, out, error = run("report", tmp_path / "s", tmp_path / "slow-report", tmp_path / "slow-report" / "study.nc",
+                           "--out", tmp_path / "r", *command)
+    assert code == 0, error
+    assert [line.split(":")[0] for line in out.splitlines()[:3]] == ["- recording 1", "- slow (1)", "- slow (2)"]
+    sections = {s["name"]: s for s in json.loads((tmp_path / "r" / "report.json").read_text())["sections"]}
+    rows = sections["comparisons"]["tables"][0]["rows"]
+    assert {row[1]["text"] for row in rows} <= {"slow (1)", "slow (2)"}
+    assert rows[0][2:] == rows[1][2:]  # one run, twice
+    assert "no run" in refused("report", tmp_path / "none", "--out", tmp_path / "q")
+    assert "holds neither a store" in refused("report", tmp_path, "--out", tmp_path / "q")
+    (tmp_path / "x.npy").write_bytes(b"")
+    assert "is no study" in refused("report", tmp_path / "x.npy", "--out", tmp_path / "q")
+    assert not (tmp_path / "q").exists()
+
+
+def test_an_untrained_control_is_captured_and_found(run, refused, model_folder, tmp_path):
+    command = "capture", model_folder, "--recurrences", 20, "--tokens", "0:96:48"
+    for name, more in (("a", ()), ("b", ("--untrained",)), ("c", ("--untrained", 5))):
+        code, _, error = run(*command, "--out", tmp_path / name, *more)
+        assert code == 0, error
+    stores = {name: open_store(tmp_path / name) for name in "abc"}
+    assert [set(stores[name].labels["model"]) for name in "abc"] == [{"tiny"}, {"tiny-untrained"}, {"tiny-untrained"}]
+    assert stores["c"].header["model"]["untrained"] == {"of": "tiny", "seed": 5,
+                                                        "sha256": stores["a"].header["model"]["sha256"]}
+    assert len({store.header["model"]["sha256"] for store in stores.values()}) == 2  # tiny was never trained: seed 0
+    assert "whole number from 0" in refused(*command, "--out", tmp_path / "d", "--untrained=-1")
+    code, out, error = run("report", tmp_path / "a", tmp_path / "c", "--out", tmp_path / "r", "--resamples", 100,
+                           "--format", "md")
+    assert code == 0, error
+    assert "- tiny-untrained, the untrained control of tiny: still moving " in out
+    assert "**Trained and untrained, last layer**" in (tmp_path / "r" / "report.md").read_text()
+
+
 def test_quickstart_writes_the_report_prints_three_findings_and_reuses_its_stores(run, monkeypatch, tmp_path):
     command = "quickstart", "--out", tmp_path / "q", "--prompts", 4, "--recurrences", 40
     code, out, error = run(*command)
     assert code == 0, error
     lines = out.splitlines()
     assert lines[0] == "Findings:"
-    for line, name in zip(lines[1:4], ("nano-settles", "nano-random-start", "nano-drifts"), strict=True):
+    names = "nano-settles", "nano-random-start", "nano-drifts", "nano-settles-untrained"
+    for line, name in zip(lines[1:5], names, strict=True):
         assert line.startswith(f"  - {name}: ")
+    assert lines[5].startswith("  - nano-settles-untrained, the untrained control of nano-settles: still moving ")
     assert f"Report: {tmp_path / 'q' / 'report' / 'report.html'}" in lines
     assert (tmp_path / "q" / "report" / "report.html").stat().st_size > 50_000
     stores = [open_store(folder) for folder in (tmp_path / "q" / "stores").iterdir()]
-    assert len(stores) == 3
+    assert len(stores) == 4
     for store in stores:
         assert store.complete
         assert (store.n_steps, set(store.labels["prompt"])) == (40, {0, 1, 2, 3})
@@ -418,7 +478,7 @@ def test_quickstart_writes_the_report_prints_three_findings_and_reuses_its_store
     monkeypatch.setattr(capture_module, "_run", None)  # would fail if anything were captured again
     code, again, error = run(*command)
     assert code == 0, error
-    assert again.splitlines()[:5] == lines[:5]
+    assert again.splitlines()[:6] == lines[:6]
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "q" / "stores").rglob("*.safetensors")} == before
 
 

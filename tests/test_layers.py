@@ -14,9 +14,9 @@ import dynloop
 PACKAGE = Path(dynloop.__file__).parent
 # each layer may import the ones before it; rooms on one line may not import each other
 ORDER = [{"version"}, {"lazy"}, {"settings"}, {"outcome", "kernels"}, {"trajectories"}, {"buffers"}, {"distances"},
-         {"regime_model"}, {"measurement"}, {"store"}, {"measuring"}, {"nano"}, {"models"}, {"attention", "analyzers"},
-         {"maps", "recording"},
-         {"statistics"}, {"report"}, {"cli"}, {"__main__"}]
+         {"regime_model"}, {"measurement"}, {"store", "study"}, {"tasks"}, {"measuring"}, {"nano"}, {"models"},
+         {"attention", "analyzers"}, {"maps", "recording"},
+         {"statistics"}, {"graph", "stages"}, {"monitoring", "advice"}, {"report"}, {"testing"}, {"cli"}, {"__main__"}]
 LAYER = {room: i for i, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
