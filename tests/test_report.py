@@ -631,8 +631,8 @@ def test_a_recording_in_which_no_orbit_has_a_rate(tmp_path, rng):
     assert report.findings[0] == ("recording 1: none of 24 tokens of 6 prompts comes to rest within 60 recurrences "
                                   "(still moving: 100 [54.1, 100] %, 95 % interval); "
                                   "no contraction rate can be measured. Regimes by limit_regime, in shares of the "
-                                  "tokens: 100 [54.1, 100] % undetermined; no orbit, quasi-periodic movement, slider or chaos (each "
-                                  "0 [0, 45.9] %).")
+                                  "tokens: 100 [54.1, 100] % undetermined; no orbit, quasi-periodic movement, slider "
+                                  "or chaos (each 0 [0, 45.9] %).")
     row, = table_of(report, "rates")
     assert (row["rate per recurrence"], row["tokens with a rate"]) == ("none", "0 of 24")
     assert not [e for e in report.estimates if e.name.startswith("contraction_rate") and e.statistic == "median"]
