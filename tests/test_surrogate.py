@@ -133,18 +133,18 @@ def test_chaos_is_no_linear_noise(rng, kind):
 def test_p_values_are_counts_of_surrogates_with_their_error():
     drawn, observed = np.arange(1.0, 20.0)[:, None], np.array([17.5])
     for alternative, p in (("greater", 3 / 20), ("less", 18 / 20), ("two-sided", 6 / 20)):
-        found = surrogate._judged(observed, drawn, alternative)
+        found = surrogate.p_values(observed, drawn, alternative)
         assert found["p_value"] == pytest.approx(p)
     assert found["p_error"] == pytest.approx(2 * np.sqrt(3 / 20 * 17 / 20 / 20))
     assert (found["surrogate_mean"], found["surrogate_sd"]) == pytest.approx((10, drawn.std(ddof=1)))
-    assert surrogate._judged(np.array([10.0]), drawn, "two-sided")["p_value"] == 1.0
+    assert surrogate.p_values(np.array([10.0]), drawn, "two-sided")["p_value"] == 1.0
 
 
 def test_surrogates_without_an_answer_count_against_the_orbit():
     drawn = np.r_[np.zeros(15), [np.nan] * 4][:, None]
-    found = surrogate._judged(np.array([1.0]), drawn, "greater")
+    found = surrogate.p_values(np.array([1.0]), drawn, "greater")
     assert (found["p_value"][0], found["unanswered"][0]) == (5 / 20, 4)
-    assert np.isnan(surrogate._judged(np.array([1.0]), np.full((19, 1), np.nan), "greater")["surrogate_mean"][0])
+    assert np.isnan(surrogate.p_values(np.array([1.0]), np.full((19, 1), np.nan), "greater")["surrogate_mean"][0])
 
 
 def test_what_shuffling_cannot_change_is_never_denied(rng):
