@@ -456,6 +456,7 @@ def test_an_untrained_control_is_captured_and_found(run, refused, model_folder, 
     assert "**Trained and untrained, last layer**" in (tmp_path / "r" / "report.md").read_text()
 
 
+@pytest.mark.slow  # tox runs the quick start itself, from the wheel
 def test_quickstart_writes_the_report_prints_three_findings_and_reuses_its_stores(run, monkeypatch, tmp_path):
     command = "quickstart", "--out", tmp_path / "q", "--prompts", 4, "--recurrences", 40
     code, out, error = run(*command)
