@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynloop import Measurement, Outcome, Trajectories, capture, save
+from dynloop.attention import nulls
 from dynloop.models import nano
 from dynloop.nano import NanoConfig, NanoModel
 from dynloop.recording import attention_of
 from dynloop.stages import anisotropy, matrix_entropy, profile_by, stage_profile
-from dynloop.stages.profile import uniform_causal
 
 
 def recording(x, **more):
@@ -132,14 +132,6 @@ def test_the_three_groupings_hold_the_same_numbers(rng):
     assert np.isnan(profile_by(m, "depth", variable="layer_step")["mean"][0])
 
 
-def test_uniform_causal_attention_has_its_known_numbers():
-    for n, sink, concentration in ((8, 0.340, 0.151), (14, 0.232, 0.134), (64, 0.074, 0.097)):
-        found = uniform_causal(n)
-        assert found[0] == pytest.approx(sink, abs=5e-4)
-        assert found[2] == pytest.approx(concentration, abs=5e-4)
-    assert uniform_causal(64)[1] == pytest.approx(3.206, abs=5e-4)
-
-
 def test_a_model_that_attends_uniformly_has_no_excess_in_any_quantity(tmp_path):
     model = NanoModel(NanoConfig(width=16, n_heads=2, n_block=2))
     with torch.no_grad():
@@ -151,7 +143,8 @@ def test_a_model_that_attends_uniformly_has_no_excess_in_any_quantity(tmp_path):
     assert m.n_orbits == 2 * 3 * 2
     assert list(dict.fromkeys(m.labels["layer"])) == ["block.0.attention", "block.1.attention"]
     lengths = np.where(m.labels["prompt"] == 0, 7, 3)
-    null = np.array([uniform_causal(int(n)) for n in lengths])
+    forms = nulls.uniform_sink_score, nulls.uniform_mixing, nulls.uniform_concentration
+    null = np.array([[form(int(n)) for form in forms] for n in lengths])
     np.testing.assert_allclose(m["sink_score"], null[:, 0], rtol=1e-5)
     np.testing.assert_allclose(m["mixing"], null[:, 1], rtol=1e-5)
     np.testing.assert_allclose(m["concentration"], null[:, 2], atol=1e-6)

@@ -80,8 +80,8 @@ def hops(indptr, indices):
 
 
 @kernel
-def undirected(indptr, indices):
-    """The same graph with every edge both ways: (indptr, indices), rows ascending."""
+def backwards(indptr, indices):
+    """The same graph with every edge turned round: (indptr, indices), rows ascending."""
     n = len(indptr) - 1
     into = np.zeros(n + 1, dtype=np.int64)
     for e in range(indptr[n]):
@@ -94,6 +94,14 @@ def undirected(indptr, indices):
         for e in range(indptr[u], indptr[u + 1]):
             sources[fill[indices[e]]] = u
             fill[indices[e]] += 1
+    return into, sources
+
+
+@kernel
+def undirected(indptr, indices):
+    """The same graph with every edge both ways: (indptr, indices), rows ascending."""
+    n = len(indptr) - 1
+    into, sources = backwards(indptr, indices)
     out_ptr, out = np.empty(n + 1, dtype=np.int64), np.empty(2 * indptr[n], dtype=np.int64)
     used = 0
     for u in range(n):
@@ -158,17 +166,7 @@ def count_cycles(indptr, indices, max_length, max_work, counts):
         Whether the search ended early: the counts are lower bounds.
     """
     n = len(indptr) - 1
-    into_ptr = np.zeros(n + 1, dtype=np.int64)
-    for e in range(indptr[n]):
-        into_ptr[indices[e] + 1] += 1
-    for u in range(n):
-        into_ptr[u + 1] += into_ptr[u]
-    fill = into_ptr[:n].copy()
-    into = np.empty(indptr[n], dtype=np.int64)
-    for u in range(n):
-        for e in range(indptr[u], indptr[u + 1]):
-            into[fill[indices[e]]] = u
-            fill[indices[e]] += 1
+    into_ptr, into = backwards(indptr, indices)
     on_path = np.zeros(n, dtype=np.bool_)
     stack, edge = np.empty(max_length + 1, dtype=np.int64), np.empty(max_length + 1, dtype=np.int64)
     back = np.full(n, max_length + 1)  # hops home, where they are few

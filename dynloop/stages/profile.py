@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dynloop.attention.nulls import uniform_concentration, uniform_mixing, uniform_sink_score
 from dynloop.measurement import Measurement
 from dynloop.outcome import Outcome
 from dynloop.recording import attention_of
@@ -122,14 +123,6 @@ def _rows(found: dict[str, np.ndarray], outcomes: np.ndarray, own: dict[str, Any
     return Measurement("stage_profile", found, outcomes, units=units, settings=settings, labels=labels)
 
 
-def uniform_causal(n: int) -> tuple[float, float, float]:
-    """Sink score, mixing and concentration of uniform causal attention over n positions."""
-    weights = 1 / np.arange(1, n + 1)
-    columns = np.cumsum(weights[::-1])[::-1] / n
-    concentration = 1 + float((columns * np.log(columns)).sum()) / math.log(n) if n > 1 else 0.0
-    return float(weights.sum() / n), math.lgamma(n + 1) / n, concentration
-
-
 def _of_attention(source: Any, threshold: float) -> Measurement:
     if not isinstance(source, Store):
         raise TypeError(f"of='attention' reads a store that capture(..., attention=True) wrote; got "
@@ -161,10 +154,9 @@ def _of_attention(source: Any, threshold: float) -> Measurement:
                    "mixing": entropy[rows], "concentration": concentration}
         per = {name: np.stack([values[layer_of_row == la].mean(0) for la in range(len(names))], 1).ravel()
                for name, values in numbers.items()}  # in the order (recurrence, layer)
-        null = uniform_causal(n)
-        per["sink_excess"] = per["sink_score"] - null[0]
-        per["mixing_share"] = per["mixing"] / null[1] if n > 1 else np.full(len(per["mixing"]), np.nan)
-        per["concentration_excess"] = per["concentration"] - null[2]
+        per["sink_excess"] = per["sink_score"] - uniform_sink_score(n)
+        per["mixing_share"] = per["mixing"] / uniform_mixing(n) if n > 1 else np.full(len(per["mixing"]), np.nan)
+        per["concentration_excess"] = per["concentration"] - (uniform_concentration(n) if n > 1 else 0.0)
         bad = ~np.isfinite(per["sink_score"])
         outcomes = np.full(len(bad), Outcome.FOUND, dtype=object)
         outcomes[bad] = Outcome.TOO_SHORT
