@@ -1,6 +1,8 @@
 """Likeness of representations: against brute force over tuples of tokens, closed forms, and planted values."""
 
+import functools
 import itertools
+import operator
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.signal import lfilter
 
 from dynloop import Trajectories
-from dynloop.stages import CkaSums, HsicSums, cka, layer_cka, layer_cosine
+from dynloop.stages import CkaSums, HsicSums, cka, layer_cka, layer_cosine, token_pairs
+from dynloop.stages.token_pairs import dependences, each, every
 
 
 def slow_dependence(x, y, prompt):
@@ -230,3 +233,38 @@ def test_bad_input_is_refused_with_what_to_do(rng):
         layer_cosine(states)
     with pytest.raises(ValueError, match="every token at every layer"):
         layer_cosine(recording(states)[:-1])
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 4), min_size=5, max_size=6))
+@settings(max_examples=10, deadline=None)
+def test_pairs_of_tokens_give_what_sums_over_features_give(seed, sizes):
+    rng = np.random.default_rng(seed)
+    one = [rng.normal(size=(3, n, 4)) + 1 for n in sizes]
+    two = [rng.normal(size=(2, n, 5)) - x[:2, :, :1] for n, x in zip(sizes, one, strict=True)]
+    parts = [HsicSums.of_prompt(x[:, None], y[None]) for x, y in zip(one, two, strict=True)]
+    whole = functools.reduce(operator.add, parts)
+    value, without = dependences(one.__getitem__, len(one), every, two.__getitem__)
+    np.testing.assert_allclose(value, whole.dependence(), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(without, [(whole - part).dependence() for part in parts], rtol=1e-8, atol=1e-8)
+    alone, _ = dependences(one.__getitem__, len(one), each)
+    both, _ = dependences(one.__getitem__, len(one), every)
+    np.testing.assert_allclose(alone, np.diagonal(both), rtol=1e-12)
+
+
+def test_blocks_of_prompts_change_nothing(monkeypatch, rng):
+    states = rng.normal(size=(7, 3, 4, 5))
+    whole = dependences(states.__getitem__, 7, every)
+    monkeypatch.setattr(token_pairs, "_BYTES", 2 * states[0].nbytes * 2)
+    parts = dependences(states.__getitem__, 7, every)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-12)
+    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-12)
+
+
+def test_some_recurrences_are_those_rows_of_all(rng):
+    states = rng.normal(size=(6, 2, 3, 4, 5))  # prompt, layer, token, recurrence, dim
+    prompt, layer, token = (i.ravel() for i in np.indices((6, 2, 3)))
+    orbits = Trajectories(states.reshape(36, 4, 5), labels={"prompt": prompt, "layer": layer, "token": token})
+    some, whole = layer_cka(orbits, recurrences=[2, 4]), layer_cka(orbits)
+    assert some.recurrence.values.tolist() == [2, 2, 4, 4]
+    at = np.isin(whole.recurrence.values, [2, 4])
+    np.testing.assert_allclose(some.values, whole.values[np.ix_(at, at)], rtol=1e-8)

@@ -168,8 +168,7 @@ def mirroring(loop: Any, reference: Any, *, by: str = "profile",
             model as one recurrence. The loop's own first recurrence will do to ask whether later ones repeat it.
         by: "profile", "cosine" (states of one width) or "cka" (over tokens of distinct prompts; see `cka`).
         quantities: of the profiles; of attention for example ("sink_score", "mixing", "concentration").
-        recurrences: which of the loop's are held against the reference, counted from 1; by default all. CKA takes about
-            a millisecond for every pair of depths and prompt (128 dimensions): for long loops choose some.
+        recurrences: which of the loop's are held against the reference, counted from 1; by default all.
         detrend: take the line over depth off every profile first, so that what rises or falls all the way in both does
             not count.
         controls: recordings as `loop` (or profiles), each a draw from what "no mirroring" means.

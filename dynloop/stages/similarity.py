@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from dynloop.outcome import Outcome
 from dynloop.settings import check_whole
 from dynloop.stages.cka import DEBIAS, HsicSums, aligned
 from dynloop.stages.runs import Run, Runs
+from dynloop.stages.token_pairs import dependences, each, every
 from dynloop.store import Store
 from dynloop.trajectories import Trajectories
 
@@ -117,26 +118,46 @@ def cosines(source: Store | Trajectories, other: Store | Trajectories | None,
 
 def alignments(source: Store | Trajectories, other: Store | Trajectories | None, debias: str | None,
                recurrences: Sequence[int] | None = None) -> Pairs:
-    """CKA between all pairs of depths, with the value without each prompt: three passes over the recording at most."""
+    """CKA between all pairs of depths, with the value without each prompt."""
     both = Both(source, other, recurrences)
-    of = HsicSums.of_prompt if debias == "prompt" else HsicSums.of_rows
-
-    def measured(sums: HsicSums) -> np.ndarray:
-        return sums.biased() if debias is None else sums.dependence()
-
     n, outcomes, middle = 0, [], [np.zeros(()), np.zeros(())]
     for a, b in both:  # the mean of the tokens is taken from all: it changes nothing but the rounding
         outcomes.append((a.outcomes.reshape(-1), b.outcomes.reshape(-1)))
         middle = [m + np.nan_to_num(run.depths, posinf=0, neginf=0).sum(1, keepdims=True)
                   for m, run in zip(middle, (a, b), strict=True)]
         n += len(a.tokens)
-    d, e = a.states.shape[3], b.states.shape[3]
-    n_one, n_two = len(a.depths), len(b.depths)
-    same = both.one is both.two
-    values, without = np.empty((n_one, n_two)), np.empty((len(both), n_one, n_two))
 
     def tokens(run: Run, which: int) -> np.ndarray:
         return np.nan_to_num(run.depths, posinf=0, neginf=0) - middle[which] / n
+
+    by = _over_prompts if debias == "prompt" else _over_rows
+    values, without = by(both, tokens, debias)
+    return _finish(values, without, outcomes, a, b)
+
+
+def _over_prompts(both: Both, tokens: Callable[[Run, int], np.ndarray],
+                  _: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Values (depths, other depths) and the same without each prompt, over tokens of distinct prompts."""
+    n = len(both)
+    reads = [lambda i: tokens(both.one.load(both.places[i][0]), 0)]
+    if both.two is not both.one:
+        reads.append(lambda i: tokens(both.two.load(both.places[i][1]), 1))
+    xy = dependences(reads[0], n, every, *reads[1:])
+    if len(reads) == 1:
+        own = [[np.diagonal(part, axis1=-2, axis2=-1) for part in xy]] * 2
+    else:
+        own = [list(dependences(read, n, each)) for read in reads]
+    values, without = (aligned(part, x[..., :, None], y[..., None, :]) for part, x, y in zip(xy, *own, strict=True))
+    return values, without
+
+
+def _over_rows(both: Both, tokens: Callable[[Run, int], np.ndarray],
+               debias: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """The same over all tokens as if they were independent, from sums over features: a block of depths at a time."""
+    same, of = both.one is both.two, HsicSums.of_rows
+
+    def measured(sums: HsicSums) -> np.ndarray:
+        return sums.biased() if debias is None else sums.dependence()
 
     own: list[tuple[np.ndarray, np.ndarray]] = []
     for which in ((0,) if same else (0, 1)):
@@ -149,7 +170,10 @@ def alignments(source: Store | Trajectories, other: Store | Trajectories | None,
         own.append((measured(sums), np.stack(lone)))
     if same:
         own.append(own[0])
-    block = max(1, _BYTES // (8 * 8 * d * e * n_two))
+    a, b = next(iter(both))
+    n_one, n_two = len(a.depths), len(b.depths)
+    values, without = np.empty((n_one, n_two)), np.empty((len(both), n_one, n_two))
+    block = max(1, _BYTES // (8 * 8 * a.states.shape[3] * b.states.shape[3] * n_two))
     for first in range(0, n_one, block):
         rows, sums = slice(first, first + block), None
         for a, b in both:
@@ -160,7 +184,7 @@ def alignments(source: Store | Trajectories, other: Store | Trajectories | None,
         for i, (a, b) in enumerate(both):
             left = measured(sums - of(tokens(a, 0)[rows, None], tokens(b, 1)[None]))
             without[i, rows] = aligned(left, own[0][1][i, rows, None], own[1][1][i])
-    return _finish(values, without, outcomes, a, b)
+    return values, without
 
 
 def _array(found: Pairs, name: str) -> xarray.DataArray:
@@ -210,20 +234,21 @@ def layer_cosine(source: Store | Trajectories, other: Store | Trajectories | Non
 
 
 def layer_cka(source: Store | Trajectories, other: Store | Trajectories | None = None, *,
-              debias: str | None = "prompt") -> xarray.DataArray:
+              debias: str | None = "prompt", recurrences: Sequence[int] | None = None) -> xarray.DataArray:
     """Debiased CKA of the states at two depths, for all pairs of depths; the widths may differ.
 
     Args:
         source: a recording, labelled `prompt`, `layer` and `token`.
         other: another of the same tokens; by default the same one.
-        debias: as in `cka`.
+        debias: as in `cka`. The values that are not debiased over prompts take far longer where depths are many.
+        recurrences: which of the source's, counted from 1; by default all.
 
     Returns:
         As `layer_cosine`. NaN where states are constant, too.
 
     Raises:
         TypeError: not a recording.
-        ValueError: fewer than 5 prompts, or what `layer_cosine` refuses.
+        ValueError: fewer than 5 prompts, a recurrence that was not recorded, or what `layer_cosine` refuses.
 
     Misleads:
         As `cka`.
@@ -246,4 +271,4 @@ def layer_cka(source: Store | Trajectories, other: Store | Trajectories | None =
     if debias not in DEBIAS:
         raise ValueError(f"debias must be one of 'prompt', 'row', None; got {debias!r}. Choose one.")
     check_whole("the number of prompts", len(Runs(source)), 5, "at least 5 for CKA over tokens of distinct prompts")
-    return _array(alignments(source, other, debias), "layer_cka")
+    return _array(alignments(source, other, debias, recurrences), "layer_cka")
