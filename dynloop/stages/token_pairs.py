@@ -66,7 +66,7 @@ def _blocks(read: Read, other: Read | None, n: int) -> Iterator[tuple[list[int],
 
 def _pairs(read: Read, other: Read | None, n: int, join: Join) -> tuple[np.ndarray, np.ndarray]:
     """Sum over ordered pairs of prompts g, h of mean_st K_st L_st, and the part of it that each prompt has."""
-    total, parts = None, None
+    total = parts = np.zeros(0)
     blocks = list(_blocks(read, other, n))
     for b, (rows, load) in enumerate(blocks):
         left = load()
@@ -79,7 +79,7 @@ def _pairs(read: Read, other: Read | None, n: int, join: Join) -> tuple[np.ndarr
                     gram = x @ v.swapaxes(-1, -2)
                     its = gram if other is None else y @ w.swapaxes(-1, -2)
                     found = 2 * join(gram, its) / (gram.shape[-1] * gram.shape[-2])
-                    if parts is None:
+                    if not len(parts):
                         total, parts = np.zeros_like(found), np.zeros((n, *found.shape))
                     total += found
                     parts[g] += found
@@ -91,7 +91,8 @@ def _triples(read: Read, other: Read | None, n: int,
              join: Join) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Sum over distinct g, h, q of mean_s K_sh L_sq, what falls away without each prompt, and the means of K and L."""
     means = [np.stack([of(i).mean(-2) for i in range(n)], -1) for of in (read, *([] if other is None else [other]))]
-    total, parts, shares = None, None, [[], []]
+    total = parts = np.zeros(0)
+    shares: list[list[np.ndarray]] = [[], []]
     for g in range(n):
         near = []  # of each token, with the mean of each other prompt: (depths, prompts, tokens)
         for of, mean in zip((read, *([] if other is None else [other])), means, strict=True):
@@ -102,7 +103,7 @@ def _triples(read: Read, other: Read | None, n: int,
         n_tokens = one.shape[-1]
         u, v = one.sum(1), two.sum(1)
         whole = (join(u, v) - join(one, two)) / n_tokens
-        if parts is None:
+        if not len(parts):
             total, parts = np.zeros_like(whole), np.zeros((n, *whole.shape))
         total += whole
         parts[g] += whole
