@@ -40,29 +40,56 @@ _CUT_OFF = """() => {
 }"""
 
 
-@contextlib.contextmanager
-def _opened(path: Path, width: int, height: int, *, dark: bool, bypass_csp: bool) -> Iterator[tuple[Any, list, list]]:
+_kept: list[contextlib.ExitStack] = []  # what closes the browser that the tests of a file share
+_browser: list[Any] = []  # it, once a test asked for it
+
+
+def _launched(stack: contextlib.ExitStack) -> Any:
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     from playwright.sync_api import sync_playwright
 
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         pytest.skip(f"no browser on PATH: one of {', '.join(NAMES)} is needed")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    playwright = stack.enter_context(sync_playwright())
+    browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    stack.callback(browser.close)
+    return browser
+
+
+@pytest.fixture(scope="module")
+def one_browser() -> Iterator[None]:
+    """Tests of one file share a browser, each with a context of its own: to start one takes longer than most tests.
+
+    For no longer than a file: while it runs, this process has a thread, and may not be forked.
+    """
+    with contextlib.ExitStack() as stack:
+        _kept.append(stack)
         try:
-            page = browser.new_context(viewport={"width": width, "height": height}, bypass_csp=bypass_csp,
-                                       color_scheme="dark" if dark else "light").new_page()
-            address = Path(path).resolve().as_uri()
-            errors: list[str] = []
-            requests: list[str] = []
-            page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
-            page.on("pageerror", lambda error: errors.append(str(error)))
-            page.on("request", lambda r: requests.append(r.url) if r.url.split("#")[0] != address else None)
-            page.goto(address)
-            yield page, errors, requests
+            yield
         finally:
-            browser.close()
+            _kept.clear()
+            _browser.clear()
+
+
+@contextlib.contextmanager
+def _opened(path: Path, width: int, height: int, *, dark: bool, bypass_csp: bool) -> Iterator[tuple[Any, list, list]]:
+    with contextlib.ExitStack() as own:
+        browser = _browser[0] if _browser else _launched(_kept[0] if _kept else own)
+        if _kept and not _browser:
+            _browser.append(browser)
+        context = browser.new_context(viewport={"width": width, "height": height}, bypass_csp=bypass_csp,
+                                      color_scheme="dark" if dark else "light")
+        own.callback(context.close)
+        page = context.new_page()
+        address = Path(path).resolve().as_uri()
+        errors: list[str] = []
+        requests: list[str] = []
+        page.on("console", lambda m: errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda r: requests.append(r.url) if r.url.split("#")[0] != address else None)
+        page.goto(address)
+        yield page, errors, requests
 
 
 def open_page(path: Path, width: int, height: int, *, dark: bool = False) -> Any:

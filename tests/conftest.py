@@ -1,5 +1,8 @@
 """Shared fixtures. Tests never touch the network and never write outside their temporary folder."""
 
+import contextlib
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +18,29 @@ def few_threads():
 @pytest.fixture
 def rng():
     return np.random.default_rng(20260222)
+
+
+@pytest.fixture(scope="session")
+def few_planted():
+    """`with few_planted():` reports try the analyzers on two planted systems, not eight."""
+    from dynloop.report import calibration
+
+    apart = functools.cache(calibration._planted_rows.__wrapped__)  # whole panels have rows of their own
+
+    @contextlib.contextmanager
+    def few():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(calibration, "PLANTED", calibration.PLANTED[1:3])
+            patch.setattr(calibration, "_planted_rows", apart)
+            yield
+    return few
+
+
+@pytest.fixture
+def small_panel(few_planted):
+    """The same for tests of reports that look at something else."""
+    with few_planted():
+        yield
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from dynloop.store import StoreError, StoreWriter
 
 capture_module = importlib.import_module("dynloop.recording.capture")
 COMMANDS = ("quickstart", "train", "capture", "analyze", "report", "info")
+pytestmark = pytest.mark.usefixtures("small_panel")
 HEAVY = ("torch", "numpy", "scipy", "matplotlib", "numba", "pandas", "xarray", "sklearn", "safetensors", "jinja2")
 
 
@@ -37,10 +38,16 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def store_folder(tmp_path_factory, model_folder):
+def few_prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.json"
+    path.write_text(json.dumps(shipped_prompts()[:4]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def store_folder(tmp_path_factory, model_folder, few_prompts):
     folder = tmp_path_factory.mktemp("store")
-    (folder / "prompts.json").write_text(json.dumps(shipped_prompts()[:4]))
-    assert main(["capture", str(model_folder), "--prompts", str(folder / "prompts.json"), "--out", str(folder / "s"),
+    assert main(["capture", str(model_folder), "--prompts", str(few_prompts), "--out", str(folder / "s"),
                  "--recurrences", "20", "--tokens", "0:96:24"]) == 0
     return folder / "s"
 
@@ -286,8 +293,8 @@ def test_quickstart_has_64_prompts(refused, tmp_path, number):
 
 # ---- interruptions and full disks
 
-def test_an_interruption_exits_130_and_the_same_command_goes_on(run, monkeypatch, model_folder, tmp_path):
-    command = ["capture", model_folder, "--recurrences", 3, "--batch-size", 16]
+def test_an_interruption_exits_130_and_the_same_command_goes_on(run, monkeypatch, model_folder, few_prompts, tmp_path):
+    command = ["capture", model_folder, "--prompts", few_prompts, "--recurrences", 3, "--batch-size", 1]
     assert run(*command, "--out", tmp_path / "undisturbed")[0] == 0
     runs, real = [], capture_module._run
 
@@ -309,8 +316,9 @@ def test_an_interruption_exits_130_and_the_same_command_goes_on(run, monkeypatch
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
-def test_a_full_disk_is_said_and_the_same_command_goes_on(run, refused, monkeypatch, model_folder, tmp_path, number):
-    command = ["capture", model_folder, "--recurrences", 3, "--batch-size", 16]
+def test_a_full_disk_is_said_and_the_same_command_goes_on(run, refused, monkeypatch, model_folder, few_prompts,
+                                                          tmp_path, number):
+    command = ["capture", model_folder, "--prompts", few_prompts, "--recurrences", 3, "--batch-size", 1]
     assert run(*command, "--out", tmp_path / "undisturbed")[0] == 0
     for call in (2, 5, 9):
         calls, real = [], os.fsync
@@ -331,8 +339,8 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(run, refused, monkeypa
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes here")
-def test_a_store_that_the_disk_refused_goes_on_to_the_same_bytes(run, model_folder, tmp_path):
-    command = ["capture", str(model_folder), "--recurrences", "6", "--batch-size", "16"]
+def test_a_store_that_the_disk_refused_goes_on_to_the_same_bytes(run, model_folder, few_prompts, tmp_path):
+    command = ["capture", str(model_folder), "--prompts", str(few_prompts), "--recurrences", "6", "--batch-size", "1"]
     assert run(*command, "--out", tmp_path / "undisturbed")[0] == 0
     largest = max(map(len, tree(tmp_path / "undisturbed").values()))
     done = python("import resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); "
@@ -384,7 +392,8 @@ def test_train_capture_analyze_info(run, tmp_path):
     assert "- tiny: " in out
     assert f"Report: {tmp_path / 'report' / 'report.html'}" in out
     assert {"report.html", "report.md", "report.json", "estimates.csv", "study.nc"} <= set(tree(tmp_path / "report"))
-    assert run("analyze", tmp_path / "store", "--report", tmp_path / "report", "--resamples", 200)[0] == 0  # again
+    assert run("analyze", tmp_path / "store", "--report", tmp_path / "report", "--resamples", 200, "--format",
+               "json")[0] == 0  # again
 
     code, out, error = run("info", tmp_path / "store", "--verify")
     assert code == 0, error
@@ -396,7 +405,7 @@ def test_train_capture_analyze_info(run, tmp_path):
 
 def test_a_store_saved_from_an_array_is_analysed_too(run, tmp_path, decaying):
     save(decaying, tmp_path / "s")
-    code, out, error = run("analyze", tmp_path / "s", "--report", tmp_path / "r", "--resamples", 100)
+    code, out, error = run("analyze", tmp_path / "s", "--report", tmp_path / "r", "--resamples", 100, "--format", "csv")
     assert code == 0, error
     assert "all 30 tokens of 6 prompts come to rest" in out
 
@@ -421,7 +430,7 @@ def test_runs_are_compared_from_stores_studies_and_reports(run, refused, tmp_pat
     slower = decaying.replace(states=decaying.states[:, 40:],
                               labels={**decaying.labels, "model": np.repeat("slow", 30)})
     save(slower, tmp_path / "slow")
-    command = "--resamples", 100, "--format", "json,md"
+    command = "--resamples", 100, "--format", "json"
     assert run("analyze", tmp_path / "slow", "--report", tmp_path / "slow-report", *command)[0] == 0
     code, out, error = run("report", tmp_path / "s", tmp_path / "slow-report", tmp_path / "slow-report" / "study.nc",
                            "--out", tmp_path / "r", *command)
@@ -438,8 +447,8 @@ def test_runs_are_compared_from_stores_studies_and_reports(run, refused, tmp_pat
     assert not (tmp_path / "q").exists()
 
 
-def test_an_untrained_control_is_captured_and_found(run, refused, model_folder, tmp_path):
-    command = "capture", model_folder, "--recurrences", 20, "--tokens", "0:96:48"
+def test_an_untrained_control_is_captured_and_found(run, refused, model_folder, few_prompts, tmp_path):
+    command = "capture", model_folder, "--recurrences", 20, "--tokens", "0:96:48", "--prompts", few_prompts
     for name, more in (("a", ()), ("b", ("--untrained",)), ("c", ("--untrained", 5))):
         code, _, error = run(*command, "--out", tmp_path / name, *more)
         assert code == 0, error

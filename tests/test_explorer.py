@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from browser import accessibility, cut_off, open_page
+from browser import accessibility, cut_off, one_browser, open_page  # noqa: F401
 
 from dynloop import Trajectories, capture
 from dynloop.analyzers import contraction_rate, distance_to_limit, recurrence_quantification, successive_distance
@@ -17,6 +17,7 @@ from dynloop.report.explorer import MOST_STEPS, MOST_TOKENS, explorer
 
 NASTY = "</script><script>alert(1)</script>&<b>"
 SIZES = [(1280, 900, False), (390, 844, False), (390, 844, True), (1280, 900, True)]
+pytestmark = pytest.mark.usefixtures("one_browser")
 
 
 def recording(n_tokens=5, n_steps=48, dim=6):

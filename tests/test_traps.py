@@ -189,7 +189,7 @@ def test_two_writers_cannot_double_a_store(tmp_path, decaying):
         dynloop.open_store(tmp_path / "s")
 
 
-def test_a_report_that_was_stopped_halfway_can_be_written_again(tmp_path, decaying):
+def test_a_report_that_was_stopped_halfway_can_be_written_again(tmp_path, decaying, small_panel):
     from dynloop.report import build_report
 
     (tmp_path / "r" / "figures").mkdir(parents=True)
@@ -198,7 +198,7 @@ def test_a_report_that_was_stopped_halfway_can_be_written_again(tmp_path, decayi
     assert report.save(tmp_path / "r").is_file()
 
 
-def test_a_floor_that_was_not_reached_is_not_told(rng):
+def test_a_floor_that_was_not_reached_is_not_told(rng, small_panel):
     from dynloop.report import build_report
 
     states = settling(rng, [0.7] * 40, n_steps=40)
@@ -237,7 +237,7 @@ def test_a_label_that_no_store_can_keep_is_refused_before_anything_is_written(tm
 
 @pytest.mark.parametrize("states", [np.full((4, 30, 3), np.nan), np.ones((4, 30, 3)), np.zeros((4, 30, 3)),
                                     np.ones((4, 1, 3)), np.ones((4, 2, 3))])
-def test_a_recording_with_nothing_to_draw_still_gets_its_report(tmp_path, states):
+def test_a_recording_with_nothing_to_draw_still_gets_its_report(tmp_path, states, small_panel):
     from dynloop.report import build_report
 
     report = build_report([Trajectories(states, labels={"prompt": range(4)})], n_resamples=100)
