@@ -6,6 +6,7 @@ returns a `LoopedModel`. It may say by `MODEL_TYPES`, the `model_type` values of
 """
 
 from dynloop.models.albert import albert
+from dynloop.models.feed_forward import feed_forward
 from dynloop.models.hooked_block import hooked_block
 from dynloop.models.hrm import hrm
 from dynloop.models.hrm_text import hrm_text
@@ -20,9 +21,10 @@ from dynloop.models.parcae import parcae
 from dynloop.models.recorder import recording
 from dynloop.models.retrofit import retrofit
 from dynloop.models.trm import trm
+from dynloop.models.unembedding import Unembedding
 from dynloop.models.untrained import untrained
 from dynloop.models.verify import Verification, verify
 
-__all__ = ["LoopedModel", "Missing", "StatePoint", "Verification", "albert", "hooked_block", "hrm", "hrm_text",
-           "huginn", "inspect_model", "load", "looped_nanochat", "nano", "ouro", "parcae", "recording",
-           "retrofit", "temporarily", "trm", "undisturbed", "untrained", "verify"]
+__all__ = ["LoopedModel", "Missing", "StatePoint", "Unembedding", "Verification", "albert", "feed_forward",
+           "hooked_block", "hrm", "hrm_text", "huginn", "inspect_model", "load", "looped_nanochat", "nano", "ouro",
+           "parcae", "recording", "retrofit", "temporarily", "trm", "undisturbed", "untrained", "verify"]

@@ -11,6 +11,7 @@ from torch import nn
 
 from dynloop.models.family import bears, described, encoder, label, opened, pretrained
 from dynloop.models.looped_model import LoopedModel, StatePoint, temporarily
+from dynloop.models.unembedding import Unembedding
 
 MODEL_TYPES = ("albert",)
 SIGNS = ("albert.encoder.albert_layer_groups", "albert.encoder.embedding_hidden_mapping_in", "predictions")
@@ -82,4 +83,5 @@ def albert(model: nn.Module | str | Path, *, name: str | None = None, tokenizer:
         name=called, module=whole, points=[StatePoint((layer,)) for layer in group.albert_layers],
         width=config.hidden_size, training_recurrences=str(config.num_hidden_layers), vocabulary=config.vocab_size,
         encode=encoder(whole, tokenizer, called), embed=embed, initial_state=initial_state, step=step, readout=readout,
-        run=run, random_start=False, causal=False, mask="honoured", provenance=described(whole, "albert", model))
+        run=run, random_start=False, causal=False, mask="honoured", provenance=described(whole, "albert", model),
+        unembed=Unembedding(whole.predictions))

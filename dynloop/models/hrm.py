@@ -12,6 +12,7 @@ from torch import nn
 
 from dynloop.models.family import bears, described, encoder, opened
 from dynloop.models.looped_model import LoopedModel, StatePoint, temporarily
+from dynloop.models.unembedding import Unembedding
 from dynloop.settings import check_number
 
 SIGNS = ("inner.L_level.layers", "inner.H_level.layers", "inner.L_init", "inner.H_init", "initial_carry")
@@ -117,4 +118,4 @@ def two_timescales(model: nn.Module | str | Path, family: str, signs: Sequence[s
                              "times",
         vocabulary=config.vocab_size, n_tokens=config.seq_len, prefix=extra, dtype=inner.forward_dtype,
         encode=encoder(whole, tokenizer, called), embed=embed, initial_state=initial_state, step=step, readout=readout,
-        run=run, provenance={**described(whole, family, model), "puzzle": puzzle})
+        run=run, unembed=Unembedding(inner.lm_head), provenance={**described(whole, family, model), "puzzle": puzzle})

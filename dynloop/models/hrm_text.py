@@ -11,6 +11,7 @@ from torch import nn
 
 from dynloop.models.family import bears, described, encoder, label, masks, opened, pretrained, run_and_generate
 from dynloop.models.looped_model import LoopedModel, StatePoint, temporarily
+from dynloop.models.unembedding import Unembedding
 
 MODEL_TYPES = ("hrm_text",)
 SIGNS = ("model.L_module.layers", "model.H_module.layers", "model.z_L_init", "lm_head")
@@ -95,4 +96,7 @@ def hrm_text(model: nn.Module | str | Path, *, name: str | None = None, tokenize
         width=config.hidden_size, training_recurrences=f"{config.H_cycles} of {config.L_cycles} fast cycles each",
         vocabulary=config.vocab_size, encode=encoder(whole, tokenizer, called), embed=embed,
         initial_state=initial_state, step=step, readout=readout, run=run, generate=generate, random_start=False,
-        causal=True, mask="honoured", provenance=described(whole, "hrm_text", model))
+        causal=True, mask="honoured", provenance=described(whole, "hrm_text", model),
+        layers={"block": [*low.layers, *high.layers]},
+        unembed=Unembedding(whole.lm_head, high.final_norm,
+                            closed=[n for n, point in enumerate(points) if point.modules[0] in (low, high)]))

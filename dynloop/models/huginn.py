@@ -11,6 +11,7 @@ from torch import nn
 
 from dynloop.models.family import bears, described, drawn, encoder, label, opened, pretrained, run_and_generate
 from dynloop.models.looped_model import LoopedModel, StatePoint
+from dynloop.models.unembedding import Unembedding
 
 MODEL_TYPES = ("huginn_raven",)
 SIGNS = ("transformer.core_block", "transformer.adapter", "iterate_forward", "freqs_cis", "not transformer.C")
@@ -117,4 +118,8 @@ def raven(model: nn.Module | str | Path, family: str, signs: Sequence[str], *, n
         random_start=start == "random",
         autonomous=not skips, causal=True, mask="ignored",
         padding=None if pad in (getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)) else pad,
+        layers={part: list(parts[name]) for part, name in (("prelude", "prelude"), ("block", "core_block"),
+                                                           ("coda", "coda"))},
+        unembed=Unembedding(raven.lm_head, parts.ln_f,
+                            after=(lambda logits: logits.float()) if family == "huginn" else None),
         provenance=described(raven, family, model))

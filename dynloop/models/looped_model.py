@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from dynloop.models.unembedding import Unembedding
+
 MASKS, FORWARDS, READS = ("honoured", "ignored"), ("recurrences", "decoding"), ("output", "input")
 
 
@@ -138,6 +140,10 @@ class LoopedModel:
         n_tokens: the only length of a prompt that the model takes; None if any.
         prefix: states that the model puts before those of the prompt's tokens.
         padding: the token that pads, where it means nothing else; prompts that begin or end with it are refused.
+        layers: the transformer layers of each part of the model, "prelude", "block" and "coda", in order; empty where
+            they are the modules of `points`.
+        unembed: the final norm and the head alone, without coda: (state, point=None) -> logits; None if the model has
+            none, or its adapter does not know it.
         dtype: that in which the loop computes, where it is not that of the weights.
         provenance: what a report should say of the model: hash, configuration, training record.
     """
@@ -169,6 +175,8 @@ class LoopedModel:
     prefix: int = 0
     padding: int | None = None
     dtype: torch.dtype | None = None
+    layers: Mapping[str, Sequence[nn.Module]] = dataclasses.field(default_factory=dict)
+    unembed: Unembedding | None = None
 
     def __post_init__(self) -> None:
         n_points = len(self.points)
@@ -191,6 +199,19 @@ class LoopedModel:
     def is_map(self) -> bool:
         """Whether the loop can be stepped by hand; if not, its states can only be recorded."""
         return not any(isinstance(part, Missing) for part in (self.embed, self.initial_state, self.step))
+
+    def check_recurrences(self, n_recurrences: int) -> None:
+        """Refuse a number of recurrences that the model cannot run.
+
+        Raises:
+            ValueError: what it can run.
+        """
+        if n_recurrences % self.multiple:
+            raise ValueError(f"{self.name} runs a multiple of {self.multiple} recurrences; got n_recurrences="
+                             f"{n_recurrences}.")
+        if self.most_recurrences is not None and n_recurrences > self.most_recurrences:
+            raise ValueError(f"{self.name} has {self.most_recurrences} recurrences at most; got n_recurrences="
+                             f"{n_recurrences}. Pass n_recurrences={self.most_recurrences}.")
 
     def logits(self, tokens: torch.Tensor, n_recurrences: int, state: Any) -> torch.Tensor:
         """What `run` gives, if it gives what it should.

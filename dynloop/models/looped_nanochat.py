@@ -12,6 +12,7 @@ from torch import nn
 
 from dynloop.models.family import bears, described, drawn, encoder, opened
 from dynloop.models.looped_model import LoopedModel, StatePoint
+from dynloop.models.unembedding import Unembedding
 
 SIGNS = ("transformer.recur", "transformer.coda", "norm_recur", "_state_transfer", "_predict")
 
@@ -75,6 +76,10 @@ def looped_nanochat(model: nn.Module | str | Path, *, name: str | None = None, t
     def readout(state: torch.Tensor, context: dict[str, torch.Tensor]) -> torch.Tensor:
         return gpt._predict(state, positions(state))
 
+    def capped(logits: torch.Tensor) -> torch.Tensor:
+        cap = getattr(config, "logit_softcap", 15)
+        return cap * torch.tanh(logits[..., :config.vocab_size].float() / cap)
+
     def run(tokens: torch.Tensor, n_recurrences: int, state: torch.Tensor) -> torch.Tensor:
         return gpt(tokens, num_recur=n_recurrences, warm_start_state=state)[0]
 
@@ -83,6 +88,8 @@ def looped_nanochat(model: nn.Module | str | Path, *, name: str | None = None, t
         width=config.n_embd, training_recurrences=f"random, mean {loops:g}, at most {config.train_recur_max}",
         vocabulary=config.vocab_size, encode=encoder(gpt, tokenizer, called), embed=embed, initial_state=initial_state,
         step=step, readout=readout, run=run, random_start=mode == "inject_init_random", causal=True, mask="ignored",
+        layers={"prelude": list(parts.prelude), "block": list(parts.recur), "coda": list(parts.coda)},
+        unembed=Unembedding(gpt.lm_head, gpt.norm_final, after=capped),
         provenance=described(gpt, "looped_nanochat", model))
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from dynloop.models.family import bears, described, encoder, label, masks, opened, pretrained, run_and_generate
 from dynloop.models.looped_model import LoopedModel, StatePoint, temporarily
+from dynloop.models.unembedding import Unembedding
 
 KINDS = {"full_attention": "causal", "sliding_attention": "sliding_window_causal"}
 
@@ -85,4 +86,5 @@ def ouro(model: nn.Module | str | Path, *, name: str | None = None, tokenizer: A
         width=config.hidden_size, training_recurrences=str(inner.total_ut_steps), vocabulary=config.vocab_size,
         encode=encoder(whole, tokenizer, called), embed=embed, initial_state=initial_state, step=step, readout=readout,
         run=run, random_start=False, causal=True, mask="honoured",
-        generate=generate if set(kinds) == {"full_attention"} else None, provenance=described(whole, "ouro", model))
+        generate=generate if set(kinds) == {"full_attention"} else None, provenance=described(whole, "ouro", model),
+        layers={"block": list(layers)}, unembed=Unembedding(whole.lm_head, inner.norm, closed=(len(layers) - 1,)))
