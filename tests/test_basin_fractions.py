@@ -9,7 +9,7 @@ import torch
 from scipy.stats import beta
 
 from dynloop.maps import LoopMap
-from dynloop.maps.basin_fractions import basin_fractions
+from dynloop.maps.basin_fractions import _distance, _gone, basin_fractions
 from dynloop.outcome import Outcome
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -153,3 +153,49 @@ def test_settings_that_make_no_sense_are_refused(change, words):
         basin_fractions(logistic_map(2.5), uniform(5, 1), **change)
     with pytest.raises(ValueError, match=r"starts must hold at least one state; got \(0, 1\)"):
         basin_fractions(logistic_map(2.5), torch.zeros(0, 1))
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_jitters_within_the_radius_is_one_attractor(dtype):
+    """A contraction beside eight chaotic numbers, from below the spacing up to the radius: never a second attractor."""
+    radius = torch.finfo(dtype).eps ** 0.5
+    for size in (1e-3, 0.03, 0.1, 0.3, 1.0, 3.0):
+        def f(x, contexts, size=size * radius):
+            u = x[:, :8] / size
+            return torch.cat([size * (3.99 * u * (1 - u)).clamp(0, 1), 0.5 * x[:, 8:] + 1], 1)
+
+        starts = torch.rand(40, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        found = basin_fractions(LoopMap(f, (16,), dtype=dtype), (starts * (torch.arange(16) > 7) +
+                                starts * (torch.arange(16) < 8) * size * radius).to(dtype), n_steps=200)
+        assert len(found.attractors) <= 1
+        own = found.measurement["period"][found.measurement.found]
+        assert set(own) <= {len(attractor) for attractor in found.attractors}
+        assert len(own) == 40 or size > 0.3
+
+
+@pytest.mark.parametrize(("p", "q", "same"), [(2, 4, True), (2, 3, False), (1, 5, False), (6, 4, True), (7, 4, False)])
+def test_cycles_of_unequal_period_are_one_only_if_all_their_states_agree(p, q, same):
+    ring = torch.tensor([0.0, 1, 0, 1, 0, 1, 5, 9], dtype=torch.float64)[:, None]
+    one, other = ring[:p], ring[1:1 + q]
+    steps = np.arange(math.lcm(p, q))
+    slow = min(float((one[(steps + s) % p] - other[steps % q]).abs().max()) for s in range(p * q))
+    assert _distance(one, other) == _distance(other, one) == slow
+    assert (slow == 0) == same
+
+
+@pytest.mark.parametrize(("dtype", "f"), [(torch.bfloat16, lambda x: 1.05 * x), (torch.bfloat16, lambda x: x + 1 / 16),
+                                          (torch.float32, lambda x: x + 1e-6 * (1 - x)),
+                                          (torch.float32, lambda x: -x * (1 + 2e-6))])
+def test_a_slow_drift_is_no_rest(dtype, f):
+    """Steps of a few spacings, always the same way: small returns that do not shrink."""
+    starts = torch.linspace(-2, -1, 6, dtype=torch.float64)[:, None] + torch.tensor([0.0, 0.1])
+    found = basin_fractions(LoopMap(lambda x, contexts: f(x), (2,), dtype=dtype), starts.to(dtype), n_steps=100)
+    assert not found.attractors
+    assert set(found.measurement.outcomes) == {Outcome.NOT_CONVERGED}
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 7])
+def test_the_way_gone_is_that_of_each_phase(period):
+    late = uniform(3, 25, 2)
+    slow = [max(float((late[i, t] - late[i, next(u for u in range(24, -1, -1) if (u - t) % period == 0)]).norm())
+                for t in range(25)) for i in range(3)]
+    np.testing.assert_allclose(_gone(late, period), slow)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
@@ -53,11 +54,11 @@ def basin_fractions(loop: LoopMap, starts: Any, *, n_steps: int = 512, contexts:
     * ||x[t+p] - x[t]|| <= radius = tolerance times the size of states (median norm of the last states of the context,
       or median distance from the first states if that is larger);
     * what is left of the way, going by how the returns still shrink, is within the radius, too; returns that no longer
-      shrink must lie within 64 spacings of the number format.
+      shrink must lie within 64 spacings of the number format, and stay there: a drift is no rest, however slow.
 
-    Fixed points within 10 radii are one; cycles are one if they have the same period and all their states agree so
-    well when one of them is begun at another phase. All else that stays finite is unsettled: chaos, quasi-periodicity,
-    longer cycles, slow convergence.
+    Fixed points within 10 radii are one; cycles are one if all their states agree so well, step by step, when one of
+    them is begun at another phase, and so are cycles of unequal period, which then count with the shorter one. All else
+    that stays finite is unsettled: chaos, quasi-periodicity, longer cycles, slow convergence.
 
     Args:
         loop: the map.
@@ -70,10 +71,10 @@ def basin_fractions(loop: LoopMap, starts: Any, *, n_steps: int = 512, contexts:
 
     Returns:
         `attractors`, those with the most starts first, context by context. `measurement`, a row a start: `attractor`
-        (number), `period`, `remaining` (estimated way to the attractor, in state units); outcomes `NOT_CONVERGED`
-        (unsettled) and `NOT_FINITE`. `shares`, a row a class of each context: `share` with its exact interval `low`,
-        `high` (Clopper and Pearson), `count`, `n` (starts of the context), `period`, `kind`; labelled with `context`
-        and `attractor` (-1 for the unsettled and for those that left the finite numbers).
+        (number), `period` of the attractor, `remaining` (estimated way to the attractor, in state units); outcomes
+        `NOT_CONVERGED` (unsettled) and `NOT_FINITE`. `shares`, a row a class of each context: `share` with its exact
+        interval `low`, `high` (Clopper and Pearson), `count`, `n` (starts of the context), `period`, `kind`; labelled
+        with `context` and `attractor` (-1 for the unsettled and for those that left the finite numbers).
 
     Misleads:
         Shares are those of the distribution of the starts, not volumes. The intervals are of one share each, not of all
@@ -130,11 +131,12 @@ def basin_fractions(loop: LoopMap, starts: Any, *, n_steps: int = 512, contexts:
             size = max(float(late[:, -1].norm(dim=1).median()),
                        float((late[:, -1] - states[own].flatten(1)).norm(dim=1).median()))
             period[own], remaining[own] = _settled(late, int(max_period), tolerance * size, _ROUNDING * spacing * size)
+            period[own] = _shortest(late, period[own], tolerance * size)
             found = _merged(late, own, period, _APART * tolerance * size)
         found.sort(key=lambda one: -len(one[1]))
         total = int((at == context).sum())
         for cycle, members in found:
-            number[members] = len(attractors)
+            number[members], period[members] = len(attractors), len(cycle)
             rows.append((context, len(attractors), len(members), total, len(cycle), KINDS[int(len(cycle) > 1)]))
             attractors.append(cycle.reshape(-1, *loop.state_shape))
         rows.append((context, -1, int((period[own] == 0).sum()), total, np.nan, "unsettled"))
@@ -173,31 +175,60 @@ def _settled(late: torch.Tensor, max_period: int, radius: float, rounding: float
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = (last / first) ** (1 / turns)
             ahead = np.where(last == 0, 0.0, np.where(ratio < 1, last * ratio / (1 - ratio), np.inf))
-        ahead = np.where(returns.max(1) <= rounding, last, ahead)
+        at_rest = (returns.max(1) <= rounding) & (_gone(late[:, window // 2:], p) <= min(rounding, radius))
+        ahead = np.where(at_rest, last, ahead)
         here = (period == 0) & (returns.max(1) <= radius) & (ahead <= radius)
         period[here], remaining[here] = p, ahead[here]
     return period, remaining
 
 
+def _gone(late: torch.Tensor, period: int) -> np.ndarray:
+    """How far each orbit (n,) has gone to its last states from all earlier ones of the same phase."""
+    phase = np.arange(late.shape[1] - period - 1, -1, -1)
+    same = late.shape[1] - period + (phase - late.shape[1] + period) % period
+    return (late[:, phase] - late[:, same]).norm(dim=2).amax(1).cpu().numpy()
+
+
+def _shortest(late: torch.Tensor, period: np.ndarray, radius: float) -> np.ndarray:
+    """Periods (n,) of settled orbits, shortened to the first lag at which all late states return within the radius.
+
+    What jitters within the radius seems to shrink at some lag by chance, and not at the same one from every start.
+    """
+    found = period.copy()
+    for orbit in np.flatnonzero(period > 1):
+        own = late[orbit]
+        found[orbit] = next((q for q in range(1, int(period[orbit]))
+                             if float((own[q:] - own[:-q]).norm(dim=1).max()) <= radius), period[orbit])
+    return found
+
+
 def _merged(late: torch.Tensor, rows: np.ndarray, period: np.ndarray,
             apart: float) -> list[tuple[torch.Tensor, list[int]]]:
     """Attractors, each with the starts (by number) that reached it; late (n, window, dim) of these rows."""
-    import torch
-
     found: list[tuple[torch.Tensor, list[int]]] = []
-    for end, row in zip(late, rows.tolist(), strict=True):
+    for place in np.argsort(period[rows], kind="stable").tolist():  # what jitters counts with its shortest period
+        row = int(rows[place])
         p = int(period[row])
         if p == 0:
             continue
-        cycle = end[-p:]
+        cycle = late[place, -p:]
         for other, members in found:
-            if len(other) == p and min(float((torch.roll(cycle, s, 0) - other).norm(dim=1).max())
-                                       for s in range(p)) <= apart:
+            if _distance(cycle, other) <= apart:
                 members.append(row)
                 break
         else:
             found.append((cycle, [row]))
     return found
+
+
+def _distance(cycle: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest distance between two cycles that go round together, from the phases at which it is the smallest."""
+    import torch
+
+    apart = torch.cdist(cycle, other, compute_mode="donot_use_mm_for_euclid_dist").cpu().numpy()
+    p, q = apart.shape
+    steps = np.arange(math.lcm(p, q))
+    return min(float(apart[(steps + s) % p, steps % q].max()) for s in range(math.gcd(p, q)))
 
 
 def _shares(rows: list[tuple], confidence_level: float, settings: dict[str, Any]) -> Measurement:
