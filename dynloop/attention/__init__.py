@@ -6,7 +6,21 @@ from dynloop.attention.calls import AttentionCall, AttentionStatistics, MapDista
 from dynloop.attention.column_concentration import column_concentration
 from dynloop.attention.mixing_score import mixing_score
 from dynloop.attention.sink_rate import sink_rate
+from dynloop.attention.spans import STEP_KINDS, Span, find_spans
 from dynloop.attention.statistics import attention_statistics
 
-__all__ = ["AttentionCall", "AttentionStatistics", "MapDistances", "attention_distance", "attention_lag",
-           "attention_stabilisation", "attention_statistics", "column_concentration", "mixing_score", "sink_rate"]
+__all__ = [
+           "STEP_KINDS",
+           "AttentionCall",
+           "AttentionStatistics",
+           "MapDistances",
+           "Span",
+           "attention_distance",
+           "attention_lag",
+           "attention_stabilisation",
+           "attention_statistics",
+           "column_concentration",
+           "find_spans",
+           "mixing_score",
+           "sink_rate",
+]
