@@ -396,7 +396,8 @@ def test_other_settings_in_the_same_folder_are_refused_and_change_nothing(tmp_pa
     ({"tokens": [-16]}, "do not all exist in prompt 0"),
     ({"inputs": [*TEXTS, "ab"], "tokens": [5]}, "do not all exist in prompt 3, which has 2"),
     ({"n_recurrences": 5_000_000}, r"one orbit of 5000000 x 16 float32 takes .*Use fewer recurrences"),
-    ({"model": NanoModel(NanoConfig(width=16, n_heads=2, injection="none", looped=False))}, "has no loop to record"),
+    ({"model": NanoModel(NanoConfig(width=16, n_heads=2, injection="none", looped=False))},
+     "has 1 recurrences at most; got n_recurrences=3"),
 ])
 def test_what_does_not_exist_is_refused_before_anything_is_written(tmp_path, change, words):
     with pytest.raises(ValueError, match=words):

@@ -15,7 +15,7 @@ from torch import nn
 
 from dynloop.attention import AttentionCall, MapDistances, attention_statistics
 from dynloop.models import LoopedModel, recording, undisturbed
-from dynloop.models.looped_model import parameter_identity
+from dynloop.models.looped_model import parameter_identity, unwrapped
 from dynloop.models.recorder import Calls
 from dynloop.store import Store
 from dynloop.store.shards import NAMES
@@ -121,6 +121,10 @@ def attention_layers(looped: LoopedModel, prompts: Sequence[Sequence[int]], n_re
         found, n_run = _calls_of(looped, prompt, n if most is None else min(n, most), symbols)
         if n_run > 1:
             return _layers_of(looped, found, n_run, tuple(symbols))
+        if looped.most_recurrences == 1 and (once := _of_one_recurrence(looped, found)):
+            return AttentionLayers(tuple(place[0] for place in once), tuple(found[place][1] for place in once),
+                                   tuple(dict.fromkeys(place[0] for place in found if place not in once)),
+                                   {place: (number, 0) for number, place in enumerate(once)}, tuple(symbols))
     raise ValueError(f"the loop of {looped.name} ended after one recurrence; what attends in it cannot be told from "
                      "the layers before and after it. Use more recurrences, or attention=False.")
 
@@ -189,6 +193,15 @@ def _layers_of(looped: LoopedModel, found: dict[Place, tuple[set[int], int]], n:
         places[place] = (number, ended)
     return AttentionLayers(tuple(names), tuple(found[place][1] for _, _, place in order), tuple(outside), places,
                            symbols)
+
+
+def _of_one_recurrence(looped: LoopedModel, found: dict[Place, tuple[set[int], int]]) -> list[Place]:
+    """The calls of a model that has one recurrence, a feed-forward one: those between its first state and its last, and
+    before the first state those within the module that gives it; none where a module attends twice."""
+    first = set(unwrapped(looped.points[0].modules[0]).modules())
+    inside = {path for path, part in unwrapped(looped.module).named_modules() if part in first}
+    places = [place for place, (windows, _) in found.items() if windows == {0} and (place[1] or place[0] in inside)]
+    return places if len({place[0] for place in places}) == len(places) else []
 
 
 def _nothing(looped: LoopedModel, what: str) -> ValueError:

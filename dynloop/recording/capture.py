@@ -10,7 +10,7 @@ import operator
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dynloop.models import LoopedModel, load, recording, undisturbed
-from dynloop.models.looped_model import Missing
+from dynloop.models.random_start import random_start
 from dynloop.recording.attention import AttentionLayers, AttentionRecording, attention_layers
 from dynloop.recording.prompts import encode_prompts, positions_of
 from dynloop.recording.record import layer_numbers
@@ -115,7 +115,7 @@ def capture(model: LoopedModel | nn.Module | str | Path, inputs: Sequence[Any], 
         inputs: prompts, as texts or sequences of token numbers; or a tokenizer's padded batch with its mask, whose
             padding is taken off.
         out: folder of the store.
-        n_recurrences: applications of the block, whatever the model was trained with.
+        n_recurrences: applications of the block, whatever the model was trained with; of a feed-forward model 1.
         tokens: positions to record, negative ones from the end; by default all.
         layers: places in the recurrence to record, counted from 1; by default all. The last one is the loop state
             itself, after the norm that closes the recurrence where there is one; of two-timescale models the state is
@@ -174,7 +174,7 @@ def capture(model: LoopedModel | nn.Module | str | Path, inputs: Sequence[Any], 
     if start not in STARTS:
         raise ValueError(f"start must be one of {', '.join(STARTS)}; got {start!r}.")
     if start == "random":  # the seeds matter, whatever the model does by itself
-        looped = dataclasses.replace(looped, random_start=True, initial_state=_random_start(looped))
+        looped = random_start(looped)
     _check_run(looped, n_recurrences, n_starts, n_new_tokens)
     watched = _attention(looped, prompts, n_recurrences, n_new_tokens, attention, attention_pairs)
     plan = _Plan(n_recurrences, _recurrences(recurrences, n_recurrences), _layers(looped, layers),
@@ -218,12 +218,7 @@ def _is_of_transformers(looped: LoopedModel) -> bool:
 
 def _check_run(looped: LoopedModel, n_recurrences: int, n_starts: int, n_new_tokens: int) -> None:
     """Refuse what the model cannot run."""
-    if n_recurrences % looped.multiple:
-        raise ValueError(f"{looped.name} runs a multiple of {looped.multiple} recurrences; got n_recurrences="
-                         f"{n_recurrences}.")
-    if looped.most_recurrences is not None and n_recurrences > looped.most_recurrences:
-        raise ValueError(f"{looped.name} has {looped.most_recurrences} recurrences at most; got n_recurrences="
-                         f"{n_recurrences}.")
+    looped.check_recurrences(n_recurrences)
     if n_starts > 1 and not looped.random_start:
         raise ValueError(f"every start of {looped.name} is the same: its initial state is not random. Use "
                          "start='random', or n_starts=1.")
@@ -250,22 +245,6 @@ def _attention(looped: LoopedModel, prompts: list[list[int]], n_recurrences: int
                          "was written as a prompt.")
     found = attention_layers(looped, prompts, n_recurrences, () if attention is True else attention)
     return dataclasses.replace(found, pairs=pairs)
-
-
-def _random_start(looped: LoopedModel) -> Callable[..., torch.Tensor]:
-    """An initial state as long as the model's own, token by token, in a direction drawn on the CPU from each seed."""
-    for part in (looped.embed, looped.initial_state, looped.step):
-        if isinstance(part, Missing):
-            part()  # says what is missing
-
-    def initial_state(context: Any, *, seeds: Sequence[int]) -> torch.Tensor:
-        own = looped.initial_state(context, seeds=seeds)
-        drawn = torch.stack([torch.randn(own.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds])
-        length = own.float().norm(dim=-1, keepdim=True)
-        length = torch.where(length > 0, length, own.shape[-1] ** 0.5)
-        return (drawn.to(own.device) / drawn.norm(dim=-1, keepdim=True).to(own.device) * length).to(own)
-
-    return initial_state
 
 
 def _recurrences(chosen: Sequence[int] | None, n_recurrences: int) -> list[int]:
