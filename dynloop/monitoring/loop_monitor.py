@@ -18,6 +18,8 @@ from dynloop.models import LoopedModel, load
 from dynloop.monitoring.bystander import bare, bystander
 from dynloop.monitoring.log import FILE, FORMATS, SCHEMA, JsonLines, TensorBoard
 from dynloop.monitoring.probe import ORBITS, Numbers, Probe, synchronised
+from dynloop.monitoring.task_probe import TaskProbe
+from dynloop.nano.task import Task
 from dynloop.recording.prompts import encode_prompts
 from dynloop.settings import check_number, check_whole
 from dynloop.version import __version__
@@ -52,6 +54,11 @@ class LoopMonitor:
       Arnoldi's method with at most 16 vectors and 32 products, to 2 %, begun where the last call ended;
     * `attention_distance`, `attention_distance_largest`: ||A_R - A_(R-1)||_F of the attention maps of the last two
       recurrences, mean and maximum over maps;
+    * with `task`, of the same questions every time: `accuracy_SPLIT`, the share of right answers after
+      `task_recurrences`; `clustering_SPLIT`, how much closer by cosine the loop states that give the same answer lie
+      than those that give different ones (`cosine_clustering`), `clustering_N_recurrences` over all splits after N
+      recurrences, `clustering_partial_results` of the states that stand for a result on the way (the entity between two
+      facts, a running sum), each context once; and `..._null`, below which 95 % of shuffles of the entities stay;
     * `outcomes`: orbits (of the radius: prompts) by outcome, for every analyzer: a number that nothing has is null;
     * `seconds` that it took, `step_seconds` of training per step since the record before, `overhead` (all of the
       monitor's time after its set-up over that of the training) and `time` (Unix).
@@ -74,6 +81,10 @@ class LoopMonitor:
         spectral_radius: take it. By default where the model is a map whose derivative can be had.
         autocast: dtype of autocast in which the training runs the model, if it does; by default what is on around the
             call.
+        task: of `dynloop.nano.tasks`, whose questions are asked.
+        task_questions: of each split, at most.
+        task_recurrences: after which answers are read out; by default those of the model's own training where it says
+            so (`n_recurrences`), or `n_recurrences`.
         on_error: "log": an error while measuring is written to the log, once for each sentence, and the training goes
             on; "raise". Errors at the making of a monitor are always raised.
 
@@ -117,6 +128,7 @@ class LoopMonitor:
                  overhead: float = 0.01, log: str | Path | None = None, format: str | Sequence[str] = "jsonl",
                  n_recurrences: int | None = None, positions: Sequence[int] | None = None, tolerance: float = 1e-3,
                  attention: bool | Sequence[str] | None = None, spectral_radius: bool | None = None,
+                 task: Task | None = None, task_questions: int = 64, task_recurrences: int | None = None,
                  autocast: torch.dtype | None = None, on_error: str = "log") -> None:
         began = time.perf_counter()
         if every != "auto":
@@ -139,9 +151,10 @@ class LoopMonitor:
             self.setup_seconds = 0.0
             return
         self._device, self._probe = self._prepared(model, probe, n_recurrences, positions, tolerance, autocast)
+        self._task = self._asked(task, task_questions, task_recurrences, autocast)
         self._writers = _writers(log, format)
         at_start = self._first(attention, spectral_radius)
-        self._cost = self._timed(lambda: self._probe.measure(self._note))[1]  # without what is only done once
+        self._cost = self._timed(lambda: self._measure(self._note))[1]  # without what is only done once
         self.setup_seconds = time.perf_counter() - began
         looped = self._probe.looped
         self._write({
@@ -151,6 +164,8 @@ class LoopMonitor:
             "positions": list(self._probe.positions), "n_recurrences": self._probe.n_recurrences, "every": every,
             "interval": "at multiples of `every`" if every != "auto" else
             f"whenever the time that measurements take is below {100 * overhead:g} % of the training's so far",
+            "task": None if task is None or self._task is None else
+            {**task.describe(), "questions": len(self._task.questions), "recurrences": self._task.n_recurrences},
             "overhead_allowed": self._share, "tolerance": float(tolerance), "left_out": self.left_out,
             "dtype": str(looped.compute_dtype if autocast is None else autocast).removeprefix("torch."),
             "setup_seconds": self.setup_seconds, "measurement_seconds": self._cost, "at_start": at_start,
@@ -194,6 +209,31 @@ class LoopMonitor:
         return looped.device, Probe(looped, prompts, n_recurrences=n_recurrences, positions=positions,
                                     tolerance=float(tolerance), autocast=autocast)
 
+    def _asked(self, task: Task | None, n: int, recurrences: int | None,
+               autocast: torch.dtype | None) -> TaskProbe | None:
+        check_whole("task_questions", n, 2, "a whole number of at least 2 questions a split (the default is 64)")
+        if task is None:
+            if recurrences is not None:
+                raise ValueError("task_recurrences goes with task=. Leave it out, or give a task.")
+            return None
+        if not isinstance(task, Task):
+            raise ValueError(f"task must be one of dynloop.nano.tasks, such as make_task('parity'); got {task!r}.")
+        looped = self._probe.looped
+        if recurrences is None:
+            own = getattr(looped.module, "n_recurrences", None)
+            recurrences = own if isinstance(own, int) else self._probe.n_recurrences
+        check_whole("task_recurrences", recurrences, 1, "a whole number of at least 1")
+        return TaskProbe(looped, task, n=n, n_recurrences=recurrences, autocast=autocast)
+
+    def _measure(self, failed: Callable[[str, Exception], None]) -> Numbers:
+        numbers = self._probe.measure(failed)
+        if self._task is not None:
+            try:
+                numbers |= self._task.measure()
+            except Exception as error:  # the other numbers shall not be lost with it
+                failed("task", error)
+        return numbers
+
     def _first(self, attention: bool | Sequence[str] | None, spectral_radius: bool | None) -> Numbers:
         """Find out what can be measured; loads and compiles what the later measurements need."""
         probe, looped = self._probe, self._probe.looped
@@ -219,7 +259,8 @@ class LoopMonitor:
             self.left_out["spectral_radius"], probe.radius = _sentence(error), False
 
         probe.compile()
-        return probe.measure(failed)
+        numbers = probe.measure(failed)
+        return numbers if self._task is None else numbers | self._task.measure()
 
     @property
     def overhead(self) -> float:
@@ -287,7 +328,7 @@ class LoopMonitor:
                 raise error
             self._note(part, error, step)
 
-        numbers, took = self._timed(lambda: self._probe.measure(failed))
+        numbers, took = self._timed(lambda: self._measure(failed))
         self._cost = max(self._cost, took)  # the next may take as long: then the overhead is kept all the same
         calls, seconds = self._since
         record = {"kind": "step", "step": step, **numbers, "seconds": took,

@@ -7,6 +7,7 @@ import hashlib
 import os
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,22 @@ class Corpus:
     def held_out_windows(self, *, n: int, length: int) -> np.ndarray:
         """Evenly spaced windows of the held-out bytes, (n, length) uint8: the same ones every time."""
         return _windows(self.held_out, np.linspace(0, len(self.held_out) - length, n).astype(np.int64), length)
+
+
+    # ---- what `train` asks of a corpus
+
+    def describe(self) -> dict[str, Any]:
+        """What a training record says of it."""
+        return {"name": self.name, "sha256": self.sha256, "files": self.n_files,
+                "bytes": len(self.train) + len(self.held_out), "held_out_bytes": len(self.held_out)}
+
+    def batch(self, rng: np.random.Generator, *, n: int, length: int) -> tuple[np.ndarray, None]:
+        """Windows to train on; None: every byte of them is asked for."""
+        return self.draw(rng, n=n, length=length), None
+
+    def held_out_batch(self, *, n: int, length: int) -> tuple[np.ndarray, None]:
+        """As `held_out_windows`; None: every byte of them is asked for."""
+        return self.held_out_windows(n=n, length=length), None
 
 
 def _windows(text: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:

@@ -20,19 +20,36 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from dynloop.nano.answers import accuracies
 from dynloop.nano.config import NanoConfig, TrainingConfig
 from dynloop.nano.corpus import Corpus
 from dynloop.nano.model import NanoModel, model_hash
+from dynloop.nano.task import Task
 
 WEIGHTS, RECORD, LOG, CHECKPOINT = "model.safetensors", "model.json", "log.jsonl", "checkpoint.pt"
 MONITOR = "monitor.jsonl"  # what a monitor may write there
+_MOST_ASKED = 32  # recurrences after which questions of a task are answered
+_NOT_ASKED = -100  # in the place of a byte to predict: it has no say in the loss
 
 
-def held_out_loss(model: NanoModel, corpus: Corpus, *, n_recurrences: int | None = None, n: int = 64,
+def _targets(windows: torch.Tensor, asked: np.ndarray | None) -> torch.Tensor:
+    """The bytes to predict, (batch, bytes): all but the first, or of these the ones that are asked for."""
+    if asked is None:
+        return windows[:, 1:]
+    return windows[:, 1:].masked_fill(~torch.from_numpy(asked[:, 1:]).to(windows.device), _NOT_ASKED)
+
+
+def held_out_loss(model: NanoModel, corpus: Corpus | Task, *, n_recurrences: int | None = None, n: int = 64,
                   length: int = 96, seed: int = 0) -> float:
-    """Mean loss in nats per byte over n fixed held-out windows, after `n_recurrences` loops (default: as trained)."""
+    """Mean loss in nats per byte over n fixed held-out windows, after `n_recurrences` loops (default: as trained).
+
+    Of a task: per byte of the answers to at most n questions of "in_distribution".
+    """
     device = model.embedding.weight.device
-    windows = torch.from_numpy(corpus.held_out_windows(n=n, length=length + 1)).long().to(device)
+    held_out, asked = corpus.held_out_batch(n=n, length=length + 1)
+    windows = torch.from_numpy(held_out).long().to(device)
+    targets = _targets(windows, asked)
+    n, n_bytes = len(windows), int((targets != _NOT_ASKED).sum())
     was_training = model.training
     model.eval()
     try:
@@ -42,10 +59,11 @@ def held_out_loss(model: NanoModel, corpus: Corpus, *, n_recurrences: int | None
                 part = windows[first:first + 16]
                 seeds = range(seed + first, seed + first + len(part))
                 logits = model(part[:, :-1], n_recurrences=n_recurrences, seeds=seeds)
-                total += F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum").item()
+                total += F.cross_entropy(logits.flatten(0, 1), targets[first:first + 16].flatten(),
+                                         ignore_index=_NOT_ASKED, reduction="sum").item()
     finally:
         model.train(was_training)
-    return total / (n * length)
+    return total / n_bytes
 
 
 def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -105,7 +123,7 @@ def load_model(folder: str | Path) -> tuple[NanoModel, dict]:
     return model.eval(), record
 
 
-def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: str | Path, *,
+def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus | Task, folder: str | Path, *,
           device: str = "cpu", name: str | None = None,
           monitor: Callable[[NanoModel], Callable[[int], object]] | None = None) -> NanoModel:
     """Train a model into a folder; when interrupted, the same call goes on from the last checkpoint.
@@ -113,6 +131,9 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
     The folder receives `log.jsonl` (a line a logged step), `checkpoint.pt` while training runs, and at the end
     `model.safetensors` with `model.json`. Batches, recurrences and random starts depend on (seed, step) alone, so an
     interrupted run ends where an undisturbed one does.
+
+    Of a task (`dynloop.nano.tasks`) instead of a corpus each window is one question with its answer, and the loss is
+    that of the answer's bytes alone; the record then holds `accuracy` by split and number of recurrences, too.
 
     `monitor` is given the model before the first step, and what it returns the number of every step that is done, such
     as `lambda model: LoopMonitor(model, probe, log=folder).step`.
@@ -124,8 +145,7 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"model": dataclasses.asdict(config), "training": dataclasses.asdict(training),
-                "corpus": {"name": corpus.name, "sha256": corpus.sha256, "files": corpus.n_files,
-                           "bytes": len(corpus.train) + len(corpus.held_out), "held_out_bytes": len(corpus.held_out)}}
+                "corpus": corpus.describe()}
     if (folder / RECORD).exists():
         model, record = load_model(folder)
         if {key: record.get(key) for key in settings} != settings:
@@ -158,7 +178,8 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
     with open(folder / LOG, "a") as log, progress:
         for step in range(first, training.steps):
             rng = np.random.default_rng((training.seed, step))
-            batch = torch.from_numpy(corpus.draw(rng, n=training.batch_size, length=training.length + 1)).long()
+            windows, asked = corpus.batch(rng, n=training.batch_size, length=training.length + 1)
+            batch = torch.from_numpy(windows).long()
             recurrences = model.n_recurrences
             if training.recurrences == "uniform" and config.looped:
                 recurrences = int(rng.integers(1, 2 * recurrences + 1))
@@ -167,7 +188,7 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
             for group in optimizer.param_groups:
                 group["lr"] = training.rate(step)
             logits = model(batch[:, :-1], n_recurrences=recurrences, seeds=seeds)
-            loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+            loss = F.cross_entropy(logits.flatten(0, 1), _targets(batch, asked).flatten(), ignore_index=_NOT_ASKED)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -198,6 +219,8 @@ def train(config: NanoConfig, training: TrainingConfig, corpus: Corpus, folder: 
     record = {"name": name or folder.name, **{k: settings[k] for k in ("training", "corpus")},
               "held_out_loss": {str(r): round(held_out_loss(model, corpus, n_recurrences=r, length=training.length), 4)
                                 for r in tested},
+              **({} if isinstance(corpus, Corpus) else
+                 {"accuracy": accuracies(model, corpus, [r for r in tested if r <= _MOST_ASKED])}),
               "seconds": round(time.perf_counter() - began, 1), "torch": torch.__version__,
               "python": platform.python_version(), "device": device, "threads": torch.get_num_threads()}
     save_model(model, folder, record=record)
