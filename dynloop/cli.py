@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, metavar="DIR", help="folder of the model; an unfinished one is resumed")
     sub.add_argument("--recipe", choices=list(RECIPES), help="start from a shipped model's settings")
     sub.add_argument("--corpus", metavar="DIR", help="folder of text; by default the standard library's source")
+    sub.add_argument("--task", metavar="NAME", help="train on questions of a generated task instead, such as parity")
+    sub.add_argument("--difficulty", type=_positions, metavar="LIST",
+                     help="difficulties of the task in training, such as 1,2,3 (or 1:4); by default the task's own")
+    sub.add_argument("--harder", type=_positions, metavar="LIST", help="difficulties that are kept from training")
+    sub.add_argument("--task-settings", metavar="JSON", default="{}",
+                     help="other settings of the task, such as '{\"modulus\": 31}'")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     sub.add_argument("--threads", type=int, metavar="N", help="CPU threads; by default torch's choice")
     sub.add_argument("--monitor", type=_every, metavar="N",
@@ -126,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
                      help="record the untrained control: the same architecture with new weights of this seed (0)")
     sub.add_argument("--attention", action="store_true",
                      help="take statistics of the loop's attention maps in the same run")
+    sub.add_argument("--attention-pairs", choices=["layer", "all"],
+                     help="with them, keep the distances between all maps of each layer along the loop, or between "
+                          "those of all layers")
     sub.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
 
     sub = command("inspect", _inspect, "find the loop of a model and print a specification to start from")
@@ -237,20 +246,48 @@ def _train(options: argparse.Namespace) -> None:
         if options.threads < 1:
             raise ValueError(f"--threads must be at least 1; got {options.threads}.")
         torch.set_num_threads(options.threads)
-    corpus = load_corpus(options.corpus, least=4 * (training.length + 1))
+    task = _task(options)
+    if task is not None and "length" not in given:
+        training = dataclasses.replace(training, length=task.length - 1)
+    corpus = task or load_corpus(options.corpus, least=4 * (training.length + 1))
     watch: Any = None
     if options.monitor is not None:
         from dynloop.monitoring import LoopMonitor
 
-        probe = corpus.held_out_windows(n=4, length=min(32, training.length)).tolist()
+        probe = corpus.held_out_windows(n=4, length=task.length if task else min(32, training.length)).tolist()
 
         def watch(trained: torch.nn.Module) -> Any:
-            return LoopMonitor(trained, probe, every=options.monitor, log=options.out).step
+            return LoopMonitor(trained, probe, every=options.monitor, log=options.out, task=task).step
     train(model, training, corpus, options.out, device=options.device, name=options.recipe, monitor=watch)
     record = json.loads((Path(options.out) / "model.json").read_text())
     losses = ", ".join(f"{loss:.3f} at {n}" for n, loss in record["held_out_loss"].items())
+    for split, own in record.get("accuracy", {}).items():
+        print(f"Right answers, {split}, by recurrences: " + ", ".join(f"{a:.3f} at {n}" for n, a in own.items()))
     print(f"Model: {Path(options.out).resolve()}\nHeld-out loss in nats per byte by recurrences: {losses}\n"
           f"Next: dynloop capture {options.out} --out STORE")
+
+
+def _task(options: argparse.Namespace) -> Any:
+    """The task that the options name; None for none."""
+    try:
+        settings = json.loads(options.task_settings)
+    except json.JSONDecodeError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"--task-settings must be a JSON object, such as '{{\"modulus\": 31}}'; got "
+                         f"{options.task_settings!r}.")
+    settings |= {name: own for name, own in (("difficulties", options.difficulty), ("harder", options.harder))
+                 if own is not None}
+    if options.task is None:
+        if settings:
+            raise ValueError("--difficulty, --harder and --task-settings go with --task. Name a task, or leave them "
+                             "out.")
+        return None
+    if options.corpus is not None:
+        raise ValueError("--task makes its own questions; it does not go with --corpus. Leave one of them out.")
+    from dynloop.nano.tasks import make_task
+
+    return make_task(options.task, settings)
 
 
 def _capture(options: argparse.Namespace) -> None:
@@ -269,7 +306,8 @@ def _capture(options: argparse.Namespace) -> None:
                             layers=options.layers, seed=options.seed, start=options.start,
                             n_starts=options.starts,
                             dtype=getattr(torch, options.dtype), batch_size=options.batch_size,
-                            attention=options.attention)
+                            attention=options.attention or options.attention_pairs is not None,
+                            attention_pairs=options.attention_pairs)
     print(f"{store}\nNext: dynloop analyze {options.out} --report REPORT")
 
 

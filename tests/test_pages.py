@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from browser import accessibility, cut_off, open_page
+from browser import accessibility, cut_off, one_browser, open_page  # noqa: F401
 
 from dynloop import Trajectories
 from dynloop.report import build_report
 
 WIDTHS = (1280, 390)
+pytestmark = pytest.mark.usefixtures("one_browser")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -19,7 +20,7 @@ def few_threads():
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory, few_planted):
     """A report with everything on it: three runs, one of them a control, a long name, comparisons."""
     rng = np.random.default_rng(0)
 
@@ -30,9 +31,10 @@ def page(tmp_path_factory):
             "prompt": np.arange(48) // 6, "token": np.arange(48) % 3, "layer": np.arange(48) // 3 % 2 + 1,
             "model": name})
 
-    report = build_report([run("a-model-with-a-rather-long-name", 0.7),
-                           run("a-model-with-a-rather-long-name-untrained", 0.9), run("third", 0.8)],
-                          n_resamples=100, comparing=True)
+    with few_planted():
+        report = build_report([run("a-model-with-a-rather-long-name", 0.7),
+                               run("a-model-with-a-rather-long-name-untrained", 0.9), run("third", 0.8)],
+                              n_resamples=100, comparing=True)
     return report.save(tmp_path_factory.mktemp("report") / "r", formats=["html"])
 
 
@@ -41,7 +43,7 @@ def page(tmp_path_factory):
 def test_the_page_shows_everything_and_asks_for_nothing(page, width, dark):
     with open_page(page, width, 900, dark=dark) as (shown, errors, requests):
         assert shown.locator("h1").inner_text() == "How the loop settles"
-        assert shown.locator("figure svg").count() == 14
+        assert shown.locator("figure svg").count() == 17
         assert cut_off(shown) == []
         assert shown.evaluate("document.body.scrollWidth <= document.documentElement.clientWidth")
         outside = shown.evaluate("""() => {

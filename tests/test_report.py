@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import html.parser
 import json
 import re
@@ -45,6 +46,15 @@ def stores(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(stores):
     return build_report(stores)
+
+
+@pytest.fixture(scope="module")
+def measured(stores):
+    """(model, analyzer) -> its measurement of the whole recording, made once, apart from the report's."""
+    @functools.cache
+    def ask(name, analyzer):
+        return measure(stores[MODELS.index(name)], [analyzer])[0]
+    return ask
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +212,8 @@ def recomputed(stores):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_orbit_has_the_rate_floor_and_regime_of_a_plain_recomputation(stores, recomputed, name):
-    store = stores[MODELS.index(name)]
-    rate, regime = measure(store, [contraction_rate, limit_regime_blayney])
+def test_every_orbit_has_the_rate_floor_and_regime_of_a_plain_recomputation(measured, recomputed, name):
+    rate, regime = measured(name, contraction_rate), measured(name, limit_regime_blayney)
     for layer in (1, 2):
         own = rate.select(layer=layer)
         rates, floors, lengths = zip(*recomputed[name][layer]["rates"], strict=True)
@@ -218,7 +227,7 @@ def test_every_orbit_has_the_rate_floor_and_regime_of_a_plain_recomputation(stor
     assert regime.select(layer=2)["regime"].tolist() == recomputed[name]["regimes"]
 
 
-def test_the_tables_hold_the_recomputed_numbers(report, recomputed, stores):
+def test_the_tables_hold_the_recomputed_numbers(report, recomputed, measured):
     rows, floors = table_of(report, "rates"), table_of(report, "floors")
     for table in (rows, floors):
         assert [(row["model"], row["layer"]) for row in table] == [(m, layer) for m in MODELS for layer in "12"]
@@ -229,7 +238,7 @@ def test_the_tables_hold_the_recomputed_numbers(report, recomputed, stores):
         if not count:
             assert row["rate per recurrence"] == "none"
             continue
-        own = measure(stores[MODELS.index(row["model"])], [contraction_rate])[0].select(layer=int(row["layer"]))
+        own = measured(row["model"], contraction_rate).select(layer=int(row["layer"]))
         assert value(row["rate per recurrence"]) == pytest.approx(np.median(own.values), rel=0.01)
         assert 0.8 < np.median(own.values) / np.median(rates) < 1.4  # the line, drawn by fast modes, is too low
         assert value(row["95th percentile"]) == pytest.approx(np.quantile(own.values, 0.95), rel=0.01)
@@ -249,10 +258,10 @@ def test_the_tables_hold_the_recomputed_numbers(report, recomputed, stores):
 
 
 @pytest.mark.parametrize(("name", "analyzer"), [("regimes", limit_regime), ("published-regimes", limit_regime_blayney)])
-def test_the_tables_of_regimes_count_what_the_analyzers_say(report, stores, recomputed, name, analyzer):
+def test_the_tables_of_regimes_count_what_the_analyzers_say(report, measured, recomputed, name, analyzer):
     rows = table_of(report, name)
-    for model, store in zip(MODELS, stores, strict=True):
-        regime = measure(store, [analyzer])[0]
+    for model in MODELS:
+        regime = measured(model, analyzer)
         for layer in (1, 2) if name == "regimes" else (2,):
             said = regime.select(layer=layer)["regime"]
             own = {row["regime"]: row for row in rows if (row["model"], row["layer"]) == (model, str(layer))}
@@ -268,9 +277,9 @@ def test_the_tables_of_regimes_count_what_the_analyzers_say(report, stores, reco
             assert recomputed[model]["regimes"] == said.tolist()
 
 
-def test_the_table_of_periods_counts_what_the_analyzer_says(report, stores):
-    for model, store in zip(MODELS, stores, strict=True):
-        own = measure(store, [minimal_period])[0].select(layer=2)
+def test_the_table_of_periods_counts_what_the_analyzer_says(report, measured):
+    for model in MODELS:
+        own = measured(model, minimal_period).select(layer=2)
         rows = [row for row in table_of(report, "periods") if (row["model"], row["layer"]) == (model, "2")]
         assert sum(int(row["tokens"]) for row in rows) == N
         at_rest = [int(row["tokens"]) for row in rows if row["period"].startswith("1 ")]
@@ -293,17 +302,16 @@ def test_the_findings_hold_the_numbers_of_the_tables(report):
     assert all(number in text for number in told)
 
 
-def test_what_became_of_every_orbit_adds_up(report, stores):
+def test_what_became_of_every_orbit_adds_up(report, measured):
     rows = table_of(report, "exclusions")
     assert len({(row["model"], row["analyzer"]) for row in rows}) == 18
     for model, analyzer in {(row["model"], row["analyzer"]) for row in rows}:
         counts = {row["outcome"]: int(row["orbits"]) for row in rows
                   if (row["model"], row["analyzer"]) == (model, analyzer)}
         assert sum(counts.values()) == 2 * N
-        source = stores[MODELS.index(model)]
         function = {f.__name__: f for f in (contraction_rate, distance_to_limit, limit_regime, limit_regime_blayney,
                                              minimal_period, convergence_time)}[analyzer]
-        assert counts == {o.value: n for o, n in measure(source, [function])[0].counts().items()}
+        assert counts == {o.value: n for o, n in measured(model, function).counts().items()}
 
 
 def test_the_first_table_of_provenance_is_the_header(report, stores):
@@ -438,11 +446,11 @@ def test_the_results_file_has_the_structure_that_its_version_promises(folder):
     assert_structure(held, STRUCTURE)
     assert set(held) == set(STRUCTURE)
     assert [section["name"] for section in held["sections"]] == [
-        "recordings", "rest", "rates", "floors", "regimes", "periods", "control", "figures", "calibration",
+        "recordings", "rest", "rates", "floors", "regimes", "periods", "control", "figures", "stages", "calibration",
         "exclusions", "limits", "intervals"]
     assert [table["name"] for section in held["sections"] for table in section["tables"]] == [
-        "recordings", "settings", "rest", "rates", "floors", "regimes", "published-regimes", "periods", "power",
-        "planted", "surrogates", "exclusions", "intervals"]
+        "recordings", "settings", "rest", "rates", "floors", "regimes", "published-regimes", "periods", "stages",
+        "likeness", "power", "planted", "surrogates", "exclusions", "intervals"]
     for section in held["sections"]:
         for table in section["tables"]:
             assert all(len(row) == len(table["columns"]) for row in table["rows"])
@@ -454,7 +462,8 @@ def test_every_estimate_says_what_was_counted_and_left_out(report):
     for estimate in report.estimates:
         assert estimate.resample == "prompt"
         assert estimate.n_units == PROMPTS
-        assert estimate.n + sum(estimate.excluded.values()) == N
+        whole = PROMPTS if estimate.name.startswith("stage_profile") else N  # a row a prompt; of the others a row a token
+        assert estimate.n + sum(estimate.excluded.values()) == whole
         assert estimate.labels["model"] in MODELS
         assert estimate.labels["layer"] in (1, 2)
         assert estimate.settings
@@ -488,7 +497,7 @@ def test_ids_are_unique_and_every_reference_meets_one(page, folder):
 def test_figures_have_an_alternative_text_and_tables_a_caption_and_heads(page, report):
     assert page.images == [drawing.alt for drawing in report.drawings]
     assert all(len(alt) > 30 for alt in page.images)
-    assert len(set(page.images)) == len(page.images) == 12
+    assert len(set(page.images)) == len(page.images) == 15
     assert all(table["caption"].strip() for table in page.tables)
     assert set(page.heads) == {"col", "row"}
     assert page.heads.count("row") == sum(len(table["rows"]) - 1 for table in page.tables)
@@ -522,10 +531,10 @@ def test_figures_are_files_too_and_the_same_ones(report, folder):
         assert f"](figures/{drawing.name}.png)" in (folder / "report.md").read_text(encoding="utf-8")
 
 
-def test_the_path_is_that_of_the_orbit_in_its_caption(report, stores):
+def test_the_path_is_that_of_the_orbit_in_its_caption(report, measured):
     drawing = next(d for d in report.drawings if d.name == "1-nano-settles-path")
     prompt, token = map(int, (re.search(rf"{label} (\d+)", drawing.caption)[1] for label in ("prompt", "token")))
-    lengths = measure(stores[0], [contraction_rate], select={"layer": 2})[0]
+    lengths = measured(MODELS[0], contraction_rate).select(layer=2)
     assert lengths.select(prompt=prompt, token=token)["regime_length"] == lengths["regime_length"].max()
 
 
@@ -554,7 +563,7 @@ def labelled(states, **more):
 
 
 @pytest.fixture
-def states():
+def states(small_panel):
     return decay(np.linspace(0.5, 0.8, 24).reshape(6, 4)).astype("float32")
 
 
@@ -625,7 +634,7 @@ def test_an_unfinished_store_is_refused(tmp_path, states):
         build_report([open_store(store.folder)])
 
 
-def test_a_recording_in_which_no_orbit_has_a_rate(tmp_path, rng):
+def test_a_recording_in_which_no_orbit_has_a_rate(tmp_path, rng, small_panel):
     noise = labelled(rng.normal(size=(6, 4, 60, 5)).astype("float32"))
     report = build_report([noise], n_resamples=100)
     assert report.findings[0] == ("recording 1: none of 24 tokens of 6 prompts comes to rest within 60 recurrences "
@@ -697,9 +706,10 @@ def test_odd_names_are_escaped(tmp_path, states):
 
 # ---- saving
 
-@pytest.fixture
-def small():
-    return build_report([labelled(decay(np.full((3, 2), 0.6)).astype("float32"), model="small")], n_resamples=100)
+@pytest.fixture(scope="module")
+def small(few_planted):
+    with few_planted():
+        return build_report([labelled(decay(np.full((3, 2), 0.6)).astype("float32"), model="small")], n_resamples=100)
 
 
 def test_a_folder_of_other_things_is_refused_and_left_alone(tmp_path, small):

@@ -10,6 +10,7 @@ from dynloop.report.report import Report
 from dynloop.report.runs import Run, measured, runs_of
 from dynloop.report.sections import (
     Section,
+    attention,
     comparisons,
     control,
     exclusions,
@@ -23,6 +24,7 @@ from dynloop.report.sections import (
     recordings,
     regimes,
     rest,
+    stages,
 )
 from dynloop.report.sections.findings import findings
 from dynloop.settings import check_whole
@@ -33,8 +35,8 @@ from dynloop.version import __version__
 
 SECTIONS: tuple[Callable[[Sequence[Run]], Section | None], ...] = (
     recordings.section, rest.section, rates.section, rates.floors, regimes.section, periods.section, others.section,
-    control.section, comparisons.section, pictures.section, panel.section, exclusions.section, limits.section,
-    intervals.section)
+    control.section, comparisons.section, pictures.section, stages.section, attention.section, panel.section,
+    exclusions.section, limits.section, intervals.section)
 
 
 def build_report(sources: Sequence[Store | Trajectories | Study], *, resample: str = "prompt", n_resamples: int = 1000,
@@ -43,9 +45,11 @@ def build_report(sources: Sequence[Store | Trajectories | Study], *, resample: s
     """Measure recordings, take the measurements of studies, and put the answers into a report.
 
     A recording is measured by `distance_to_limit`, `contraction_rate`, `limit_regime`, `limit_regime_blayney`,
-    `minimal_period` and `convergence_time`, and the same analyzers are tried on planted systems of its shape. Every
-    run of a study is shown as it was measured; figures of single orbits need the recording. A run is taken for an
-    untrained control when its provenance says so (`dynloop capture MODEL --untrained` writes it), or its name.
+    `minimal_period` and `convergence_time`, and the same analyzers are tried on planted systems of its shape. Where
+    it holds prompts at several layers, a sample of it gets a profile of stages; where it holds statistics of
+    attention, these stand beside their nulls. Every run of a study is shown as it was measured; figures of single
+    orbits, stages and attention need the recording. A run is taken for an untrained control when its provenance
+    says so (`dynloop capture MODEL --untrained` writes it), or its name.
 
     Args:
         sources: stores, trajectories (one run each) or studies; at least one.

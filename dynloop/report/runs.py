@@ -157,6 +157,24 @@ class Run:
                 raise
             return None  # too few units have an answer: stated without an interval
 
+    def told(self, part: Measurement, statistic: str, *, variable: str, of: Any = None) -> Estimate | None:
+        """An estimate of a measurement that is not among the run's, over prompts (t for means), kept with the others;
+        None where there is nothing to estimate it from."""
+        where = {name: values[0].item() if isinstance(values[0], np.generic) else values[0]
+                 for name, values in part.labels.items() if name in ("layer", "recurrence") and len(set(values)) == 1}
+        key = part.name, statistic, of, variable, *sorted(where.items())
+        if key not in self._estimates:
+            known = part.found.any() and (of is not None or np.isfinite(part[variable][part.found]).all())
+            several = known and "prompt" in part.labels and len(np.unique(part.labels["prompt"][part.found])) > 1
+            found = None
+            if several:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", UserWarning)  # few units are said in the report itself
+                    found = estimate(part, statistic=statistic, of=of, variable=variable, resample="prompt",
+                                     method="t" if of is None else "auto")
+            self._estimates[key] = found
+        return self._estimates[key]
+
     @property
     def affected(self) -> bool:
         """Whether shares of affected units can be told: units at one level that hold several orbits."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
+from dynloop.attention.nulls import uniform_concentration, uniform_mixing, uniform_sink_score
 from dynloop.report.figures.curves import band_legend, band_words, draw_curves, from_to, usual_units
 from dynloop.report.figures.drawing import described
 from dynloop.report.figures.style import new_axes, nothing, powers_of_ten, styled, whole_numbers
@@ -15,13 +18,17 @@ from dynloop.report.figures.words import counted
 from dynloop.settings import check_number
 
 _WORDS = {"sink_score": "weight on the\nfirst position", "entropy": "entropy (nats)", "maximum": "largest weight",
-          "distance": "distance from the\nprevious map", "column_sum": "attention received"}
+          "distance": "distance from the\nprevious map", "column_sum": "attention received",
+          "concentration": "column\nconcentration"}
+_NULLS: dict[str, Callable[..., float]] = {
+    "sink_score": uniform_sink_score, "entropy": uniform_mixing, "concentration": uniform_concentration}
+_NULL_LINE: Any = {"color": "#666666", "linestyle": (0, (1, 1.6)), "linewidth": 1.3}
 
 
 @styled
 def attention_curves(attention: Any, *, by: str = "layer", variables: Sequence[str] | None = None,
                      resample: str | None = "prompt", confidence_level: float = 0.95) -> Figure:
-    """Statistics of attention maps over recurrences, a panel a statistic, a line a layer.
+    """Statistics of attention maps over recurrences, a panel a statistic, a line a layer, uniform attention dotted.
 
     Args:
         attention: of `attention_of` (or `step_statistics`): an xarray dataset whose variables run over rows and
@@ -39,8 +46,8 @@ def attention_curves(attention: Any, *, by: str = "layer", variables: Sequence[s
         ValueError: unknown variables or coordinates, a level that is none.
 
     Misleads:
-        These statistics have values of their own under even attention (in T causal positions a sink score of about
-        ln(T) / T, for example): compare with those before a change is read into them.
+        The dotted line is there for maps (per="map") of a recording that knows their length; what a recorded token
+        gets depends on its place.
     """
     import xarray
 
@@ -64,7 +71,7 @@ def attention_curves(attention: Any, *, by: str = "layer", variables: Sequence[s
     down = -(-len(names) // across)
     figure = Figure(figsize=(3.2 * across, 1.9 * down + 0.9))
     recurrence = attention["recurrence"].values
-    texts, last = [], None
+    texts, last, with_null = [], None, False
     for i, name in enumerate(names):
         axes = figure.add_subplot(down, across, i + 1)
         drawn = draw_curves(axes, recurrence, attention[name].values.astype(float), labels, by=by, usual="layer",
@@ -74,6 +81,9 @@ def attention_curves(attention: Any, *, by: str = "layer", variables: Sequence[s
             last = drawn
             axes.set(ylabel=words)
             axes.margins(x=0.01)
+            if (null := _null(attention, name)) is not None:
+                axes.axhline(null, **_NULL_LINE)
+                with_null = True
             if min(drawn.last) > 0 and max(drawn.first + drawn.last) > 100 * min(drawn.first + drawn.last):
                 axes.set_yscale("log")
                 powers_of_ten(axes.yaxis)
@@ -82,16 +92,30 @@ def attention_curves(attention: Any, *, by: str = "layer", variables: Sequence[s
                 axes.set_xlabel("recurrence")
             else:
                 axes.xaxis.set_major_formatter(NullFormatter())
-            texts.append(f"{words.replace(chr(10), ' ')}: {from_to(drawn)}")
+            texts.append(f"{words.replace(chr(10), ' ')}: {from_to(drawn)}"
+                         + (f"; uniform attention {null:.2g}" if null is not None else ""))
         else:
             nothing(axes, f"no {words} to draw")
     if last is not None:
         handles: list[Any] = [line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
         handles += band_legend(last, resample, confidence_level, what="rows")
+        handles += [Line2D([], [], label="uniform attention", **_NULL_LINE)] if with_null else []
         figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return described(
         figure, caption=f"Attention over {len(recurrence)} recurrences; "
                         f"n = {counted(rows, labels, resample, what='row')} (a row is a map, or a token of it). "
-                        + (band_words(last, resample, confidence_level, what="rows") if last else ""),
+                        + (band_words(last, resample, confidence_level, what="rows") if last else "")
+                        + (" Dotted: uniform attention over as many positions." if with_null else ""),
         alt="Line charts: statistics of attention over recurrences. "
             + (f"{'. '.join(texts)}." if texts else "There is nothing to draw."))
+
+
+def _null(attention: Any, name: str) -> float | None:
+    """What uniform attention over as many positions scores, mean over the maps; None where it is not known."""
+    if name not in _NULLS or attention.attrs.get("per") != "map" or "n_positions" not in attention.coords:
+        return None
+    lengths, counts = np.unique(attention["n_positions"].values, return_counts=True)
+    if lengths.min() < 2:
+        return None
+    null = [_NULLS[name](int(n), causal=bool(attention.attrs.get("causal", True))) for n in lengths]
+    return float(np.average(null, weights=counts))

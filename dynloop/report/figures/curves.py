@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from dynloop.measurement import Measurement
 from dynloop.report.figures.bands import median_interval, numbered
 from dynloop.report.figures.drawing import described
-from dynloop.report.figures.style import groups_of, log_ticks, looks, new_axes, nothing, styled, whole_numbers
+from dynloop.report.figures.style import groups_of, log_ticks, looks_of, new_axes, nothing, styled, whole_numbers
 from dynloop.report.figures.words import check_measurement, counted, plural, settings_of, subject_of
 from dynloop.settings import check_number
 
@@ -51,12 +51,16 @@ def usual_units(labels: Mapping[str, np.ndarray], resample: str | None) -> str |
 
 
 def draw_curves(axes: Axes, recurrence: np.ndarray, values: np.ndarray, labels: Mapping[str, np.ndarray], *, by: str,
-                usual: str, resample: str | None, confidence_level: float) -> Drawn:
+                usual: str, resample: str | None, confidence_level: float,
+                among: Sequence[str] | None = None) -> Drawn:
     """Median, its interval over units, and the middle 90 % of the orbits of every group."""
     names, first, last = [], [], []
     units = None if resample is None else labels[resample]
     n_units = 0 if units is None else numbered(units)[1]
-    for (name, mask), look in zip(groups_of(labels, len(values), by, usual), looks(), strict=False):
+    groups = groups_of(labels, len(values), by, usual)
+    look_of = looks_of((name for name, _ in groups), among)
+    for name, mask in groups:
+        look = look_of[name]
         own = values[mask]
         known = np.isfinite(own).any(0)
         if not known.any():

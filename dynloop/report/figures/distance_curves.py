@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from dynloop.measurement import Measurement
 from dynloop.report.figures.curves import band_words, draw_curves, finish, from_to, usual_units
 from dynloop.report.figures.drawing import described
-from dynloop.report.figures.style import groups_of, log_ticks, looks, new_axes, nothing, styled
+from dynloop.report.figures.style import groups_of, log_ticks, looks_of, new_axes, nothing, styled
 from dynloop.report.figures.words import check_measurement, counted, settings_of, subject_of
 from dynloop.settings import check_number
 
 
 @styled
 def distance_curves(distance: Measurement, rate: Measurement | None = None, *, by: str = "layer",
-                    resample: str | None = "prompt", confidence_level: float = 0.95) -> Figure:
+                    resample: str | None = "prompt", confidence_level: float = 0.95,
+                    among: Sequence[str] | None = None) -> Figure:
     """Distance to the last state over recurrences, one line a layer: median, its interval, middle 90 % of the orbits.
 
     Args:
@@ -24,6 +27,7 @@ def distance_curves(distance: Measurement, rate: Measurement | None = None, *, b
         by: the label that separates the lines; all orbits are one group where there is no layer.
         resample: the label whose values are independent, for the interval of the median; None for no interval.
         confidence_level: of that interval.
+        among: all names of a report in order, so that a group has one colour in all of its figures.
 
     Returns:
         The figure; `caption_of` and `alt_of` give its words.
@@ -53,10 +57,13 @@ def distance_curves(distance: Measurement, rate: Measurement | None = None, *, b
     n_steps = values.shape[1]
     positive = np.where(values > 0, values, np.nan)[:, :-1]
     drawn = draw_curves(axes, np.arange(1, n_steps), positive, distance.labels, by=by, usual="layer",
-                        resample=resample, confidence_level=confidence_level)
+                        resample=resample, confidence_level=confidence_level, among=among)
     floors = []
     if rate is not None and drawn.groups:
-        for (name, mask), look in zip(groups_of(rate.labels, rate.n_orbits, by, "layer"), looks(), strict=False):
+        groups = groups_of(rate.labels, rate.n_orbits, by, "layer")
+        look_of = looks_of((name for name, _ in groups), among)
+        for name, mask in groups:
+            look = look_of[name]
             floor = rate["relative_floor"][mask]
             if name in drawn.groups and np.isfinite(floor).any():
                 floors.append(float(np.nanmedian(floor)))

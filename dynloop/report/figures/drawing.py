@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import re
+import warnings
 import weakref
 from collections.abc import Iterator
 from xml.sax.saxutils import escape
@@ -51,7 +52,13 @@ class Drawing:
     @functools.cached_property
     def _rendered(self) -> tuple[str, bytes, bytes]:
         text, image, pages = io.StringIO(), io.BytesIO(), io.BytesIO()
-        with matplotlib.rc_context(STYLE), _laid_out(self.figure):
+        with warnings.catch_warnings(), matplotlib.rc_context(STYLE):
+            # a name in a script that no font here has is drawn as boxes; caption and alternative text have it whole
+            warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from", category=UserWarning)
+            return self._saved(text, image, pages)
+
+    def _saved(self, text: io.StringIO, image: io.BytesIO, pages: io.BytesIO) -> tuple[str, bytes, bytes]:
+        with _laid_out(self.figure):
             self.figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, dpi=200)
             self.figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
             self.figure.savefig(pages, format="pdf", dpi=300, metadata={"CreationDate": None, "Creator": None,

@@ -36,7 +36,8 @@ def wide(rows: Sequence[Row]) -> bool:
 
 @styled
 def rates_by_layer(source: Measurement | Sequence[Any], *, by: str = "layer", colour: str = "model",
-                   resample: str | None = None, confidence_level: float = 0.95, n_resamples: int = 1000) -> Figure:
+                   resample: str | None = None, confidence_level: float = 0.95, n_resamples: int = 1000,
+                   among: Sequence[str] | None = None) -> Figure:
     """Median contraction rate, floor and length of the regime with their intervals, a row a layer.
 
     Args:
@@ -47,6 +48,7 @@ def rates_by_layer(source: Measurement | Sequence[Any], *, by: str = "layer", co
         resample: as in `estimate`; needed with a measurement, not with estimates.
         confidence_level: as in `estimate`.
         n_resamples: as in `estimate`.
+        among: all names of a report in order, so that a group has one colour in all of its figures.
 
     Returns:
         The figure; `caption_of` and `alt_of` give its words.
@@ -97,11 +99,11 @@ def rates_by_layer(source: Measurement | Sequence[Any], *, by: str = "layer", co
     figure = Figure(figsize=(2.6 * len(panels) + 1.2, height_of(next(iter(panels.values()))) + 0.25))
     for i, (name, rows) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1)
-        draw_rows(axes, rows, log=name == "relative_floor" and wide(rows), names=i == 0)
+        draw_rows(axes, rows, log=name == "relative_floor" and wide(rows), names=i == 0, among=among)
         axes.set_xlabel(_PANELS[name])
         axes.margins(x=0.15)
     every = [row for rows in panels.values() for row in rows]
-    if handles := group_handles(every):
+    if handles := group_handles(every, among):
         figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     return described(
         figure, caption=f"Medians over orbits by {by}, with their intervals; n = {n}.{kinds(every)} Rate: factor by "

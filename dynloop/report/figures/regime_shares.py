@@ -28,7 +28,8 @@ _SHARE = "share of "
 
 @styled
 def regime_shares(source: Measurement | Sequence[Any], *, by: str = "model", resample: str | None = None,
-                  confidence_level: float = 0.95, n_resamples: int = 1000) -> Figure:
+                  confidence_level: float = 0.95, n_resamples: int = 1000,
+                  among: Sequence[str] | None = None) -> Figure:
     """Share of every regime with its interval, by model, layer or set of prompts.
 
     Args:
@@ -38,6 +39,7 @@ def regime_shares(source: Measurement | Sequence[Any], *, by: str = "model", res
         resample: as in `estimate`; needed with a measurement, not with estimates.
         confidence_level: as in `estimate`.
         n_resamples: as in `estimate`.
+        among: all names of a report in order, so that a group has one colour in all of its figures.
 
     Returns:
         The figure; `caption_of` and `alt_of` give its words.
@@ -67,9 +69,9 @@ def regime_shares(source: Measurement | Sequence[Any], *, by: str = "model", res
     rows = [row for row in rows if row.label in seen]
     figure, axes = new_axes(width=6.2, height=height_of(rows))
     if rows:
-        draw_rows(axes, rows, scale=100)
+        draw_rows(axes, rows, scale=100, among=among)
         axes.set(xlabel="share of the orbits (%)", xlim=(-2, 102))
-        if handles := group_handles(rows):
+        if handles := group_handles(rows, among):
             figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     else:
         nothing(axes, "no regimes to draw")

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from dynloop.measurement import Measurement
 from dynloop.report.cells import significant
-from dynloop.report.figures.style import log_ticks, looks
+from dynloop.report.figures.style import log_ticks, looks_of
 from dynloop.report.figures.words import plural
 from dynloop.statistics import estimate
 
@@ -99,10 +99,10 @@ def height_of(rows: Sequence[Row]) -> float:
 
 
 def draw_rows(axes: Axes, rows: Sequence[Row], *, scale: float = 1.0, log: bool = False, text: bool = True,
-              names: bool = True) -> None:
-    """Dots with intervals from top to bottom, rows of one label together, groups by colour and marker."""
+              names: bool = True, among: Sequence[str] | None = None) -> None:
+    """Dots with intervals from top to bottom, rows of one label together, groups by colour and marker (`looks_of`)."""
     labels, groups = list(dict.fromkeys(r.label for r in rows)), list(dict.fromkeys(r.group for r in rows))
-    look = dict(zip(groups, looks(), strict=False))
+    look = looks_of(groups, among)
     place: dict[int, float] = {}
     centres, at = [], 0.0
     for label in labels:
@@ -137,15 +137,16 @@ def draw_rows(axes: Axes, rows: Sequence[Row], *, scale: float = 1.0, log: bool 
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
 
 
-def group_handles(rows: Sequence[Row]) -> list[Any]:
-    """What the colours mean; nothing where there is one group."""
+def group_handles(rows: Sequence[Row], among: Sequence[str] | None = None) -> list[Any]:
+    """What the colours mean; nothing where there is one group and no other could be meant."""
     from matplotlib.lines import Line2D
 
     groups = list(dict.fromkeys(r.group for r in rows))
-    if len(groups) < 2:
+    if len(groups) < 2 and (not any(groups) or len(among or ()) < 2):
         return []
-    return [Line2D([], [], color=look["color"], marker=look["marker"], linewidth=1.4, markersize=5, label=group)
-            for group, look in zip(groups, looks(), strict=False)]
+    look = looks_of(groups, among)
+    return [Line2D([], [], color=look[group]["color"], marker=look[group]["marker"], linewidth=1.4, markersize=5,
+                   label=group) for group in groups]
 
 
 def kinds(rows: Sequence[Row]) -> str:

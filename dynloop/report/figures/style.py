@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -16,8 +17,22 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FALLBACKS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Source Han Sans",
+             "Droid Sans Fallback", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC",
+             "Yu Gothic", "Microsoft YaHei", "MS Gothic", "SimHei", "Malgun Gothic", "Noto Sans KR",
+             "Apple SD Gothic Neo", "Arial Unicode MS",
+             "Unifont")  # of scripts that the first font lacks, such as Chinese, Japanese and Korean
+
+
+def families(here: Iterable[str] | None = None) -> list[str]:
+    """The font of all figures, and after it those of `FALLBACKS` that are here: a glyph comes from the first that has
+    it. Fonts that are not here are not named, because matplotlib would complain of each in every text."""
+    known = {font.name for font in font_manager.fontManager.ttflist} if here is None else set(here)
+    return ["DejaVu Sans", *(name for name in FALLBACKS if name in known)]
+
+
 STYLE: Any = {
-    "font.size": 9, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False,
+    "font.size": 9, "font.family": families(), "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 9, "axes.titlelocation": "left", "axes.grid": True, "grid.color": "#dddddd",
     "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8, "figure.dpi": 100,
     "svg.fonttype": "path", "svg.hashsalt": "dynloop", "pdf.fonttype": 42, "figure.constrained_layout.use": True,
@@ -93,6 +108,17 @@ def groups_of(labels: Mapping[str, np.ndarray], n: int, by: str, usual: str) -> 
     if len(values) > MOST_GROUPS:
         values = values[np.unique(np.linspace(0, len(values) - 1, MOST_GROUPS).round().astype(int))]
     return [(str(value) if values.dtype.kind in "US" else f"{by} {value}", labels[by] == value) for value in values]
+
+
+def looks_of(names: Iterable[str], among: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """The look of each name.
+
+    Args:
+        names: what this figure draws, in order.
+        among: all names of a report in order: each keeps its look in every figure, whoever is missing there.
+    """
+    every = list(dict.fromkeys([*(among or ()), *names]))
+    return dict(zip(every, looks(), strict=False))
 
 
 def looks() -> Iterator[dict[str, Any]]:

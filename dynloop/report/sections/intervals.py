@@ -10,7 +10,7 @@ from dynloop.report.runs import Run
 from dynloop.report.sections.section import Section
 from dynloop.statistics import Estimate
 
-_SHOWN = ("layer", "prompt_set")
+_SHOWN = ("layer", "prompt_set", "recurrence")
 
 
 def section(runs: Sequence[Run]) -> Section | None:
@@ -19,7 +19,7 @@ def section(runs: Sequence[Run]) -> Section | None:
     for run in runs:
         for e in run.estimates:
             where = ", ".join(f"{name} {e.labels[name]}" for name in _SHOWN if name in e.labels
-                              and len(run.layers if name == "layer" else run.sets) > 1)
+                              and (name == "recurrence" or len(run.layers if name == "layer" else run.sets) > 1))
             rows.append((run.name, e.name, e.statistic, where, percent(e) if "share" in e.statistic else number(e),
                          e.unit, e.method, e.target, _units(e), e.n,
                          ", ".join(f"{n:,} {outcome}" for outcome, n in e.excluded.items()),

@@ -59,7 +59,8 @@ def _together(runs: Sequence[Run]) -> list[Drawing]:
     joined = _joined(runs, "distance_to_limit")
     if joined is None:
         return []
-    figure = distance_curves(joined, by="model", resample=_units(runs[0]), confidence_level=runs[0].confidence_level)
+    figure = distance_curves(joined, by="model", resample=_units(runs[0]), confidence_level=runs[0].confidence_level,
+                             among=[run.name for run in runs])
     shown = len(set(joined.labels["model"].tolist()))
     left = "" if shown == len(runs) else f" {shown} of {len(runs)} runs: those recorded and measured like the first."
     some = f" Drawn are {MOST_GROUPS} of them, evenly spaced by name." if shown > MOST_GROUPS else ""
@@ -72,16 +73,16 @@ def _units(run: Run) -> str | None:
 
 def _of_all(runs: Sequence[Run]) -> list[Drawing]:
     """Rates and regimes, from the estimates of the tables."""
-    made = []
+    made, names = [], [run.name for run in runs]
     rates = [e for run in runs for e in run.estimates if e.name.partition(".")[0] == "contraction_rate"
              and e.statistic == "median" and "prompt_set" not in e.labels]
     if rates:
-        made.append(draw("rates", rates_by_layer(rates)))
+        made.append(draw("rates", rates_by_layer(rates, among=names)))
     shares = [e for run in runs for e in run.estimates
               if e.name == "limit_regime" and e.statistic.startswith("share of")
               and "prompt_set" not in e.labels and e.labels.get("layer", run.last_layer) == run.last_layer]
     if shares:
-        made.append(draw("regime-shares", regime_shares(shares)))
+        made.append(draw("regime-shares", regime_shares(shares, among=names)))
     return made
 
 
@@ -91,18 +92,18 @@ def _drawings(run: Run, number: int) -> list[Drawing]:
     name = f"{number}-{slug(run.name)}"
     distance, rate = run.measurements["distance_to_limit"], run.measurements["contraction_rate"]
     curves = distance_curves(distance, rate, resample=_units(run), confidence_level=run.confidence_level)
-    made = [_named(f"{name}-distance", curves, run)]
+    made = [named(f"{name}-distance", curves, run)]
     chosen = _example(run)
     if run.source is not None:
         orbit = run.source.trajectories(**chosen) if isinstance(run.source, Store) else run.source.select(**chosen)
-        made.append(_named(f"{name}-path", pca_path(orbit[0:1]), run, more=" It is the one that settles last."
+        made.append(named(f"{name}-path", pca_path(orbit[0:1]), run, more=" It is the one that settles last."
                            if rate.found.any() else " No orbit has a rate; it is the first one."))
     one = run.part("distance_to_limit", layer=run.last_layer).select(
         **{label: value for label, value in chosen.items() if label != "token"})
-    return [*made, _named(f"{name}-map", distance_map(one), run)]
+    return [*made, named(f"{name}-map", distance_map(one), run)]
 
 
-def _named(name: str, figure: Any, run: Run, *, more: str = "") -> Drawing:
+def named(name: str, figure: Any, run: Run, *, more: str = "") -> Drawing:
     """A figure whose words name the run that it is of."""
     caption = caption_of(figure)
     of = "" if f"(model {run.name}" in caption else f"{run.name}: "
