@@ -374,3 +374,8 @@ def test_decays_in_one_recording_have_each_their_own_rate(decaying):
     np.testing.assert_allclose(m.values, m.labels["true"], rtol=2e-3)
     assert m.units == {"rate": "per recurrence", "rate_low": "per recurrence", "rate_high": "per recurrence",
                        "floor": "state units", "relative_floor": "", "regime_length": "steps", "starts": "orbits"}
+
+
+def test_an_orbit_that_explodes_has_no_rate_and_warns_of_nothing(rng):
+    orbits = Trajectories(torch.tensor(rng.normal(size=(2, 1, 8)) * 100.0 ** np.arange(128)[:, None]))
+    assert np.isnan(contraction_rate(orbits).values).all()

@@ -160,6 +160,7 @@ class _Rates:
         convinced: (n,) a decaying mode stands out beyond doubt, and what it leaves is noise.
     """
 
+    @np.errstate(over="ignore", invalid="ignore")  # orbits that explode have squares beyond float64, and no rate
     def __init__(self, trajectories: Trajectories, lengths: np.ndarray, grain: np.ndarray,
                  settings: tuple[float, int, float], *, limit_is_zero: bool = False) -> None:
         from dynloop.kernels import slowest_mode as at
