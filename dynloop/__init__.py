@@ -114,15 +114,35 @@ _HOMES = {
     "Attractors": "dynloop.graph",
     "reasoning_graph": "dynloop.graph",
     "small_world": "dynloop.graph",
+    "noisy_trajectory": "dynloop.maps",
+    "parallel_trajectories": "dynloop.maps",
+    "start_spread": "dynloop.maps",
+    "span_attention": "dynloop.recording",
+    "span_importance": "dynloop.recording",
+    "span_removal": "dynloop.recording",
+    "find_spans": "dynloop.attention",
+    "Span": "dynloop.attention",
+    "coda_lens": "dynloop.recording",
+    "logit_lens": "dynloop.recording",
+    "depth_extrapolation": "dynloop.stages",
+    "neuron_classes": "dynloop.stages",
+    "loops_needed": "dynloop.advice",
+    "loops_by_difficulty": "dynloop.advice",
+    "LoopsByDifficulty": "dynloop.advice",
+    "training_phases": "dynloop.monitoring",
+    "cosine_clustering": "dynloop.monitoring",
 }
 
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from dynloop.advice import (
+        LoopsByDifficulty,
         exit_rule,
         exit_rules,
         extrapolation_forecast,
+        loops_by_difficulty,
+        loops_needed,
         readout_of,
         recurrences_needed,
         solver_cost,
@@ -146,11 +166,13 @@ if TYPE_CHECKING:
         turning_angle,
     )
     from dynloop.attention import (
+        Span,
         attention_distance,
         attention_lag,
         attention_stabilisation,
         attention_statistics,
         column_concentration,
+        find_spans,
         mixing_score,
         sink_rate,
     )
@@ -175,8 +197,11 @@ if TYPE_CHECKING:
         jacobian_spectrum,
         kaplan_yorke_dimension,
         lyapunov_spectrum,
+        noisy_trajectory,
+        parallel_trajectories,
         recovery,
         recurrence_importance,
+        start_spread,
         token_spectrum,
         trajectory,
         two_orbit_contraction,
@@ -184,18 +209,31 @@ if TYPE_CHECKING:
     from dynloop.measurement import Measurement
     from dynloop.measuring import analyzer, measure
     from dynloop.models import hooked_block, inspect_model
-    from dynloop.monitoring import LoopMonitor, read_log
+    from dynloop.monitoring import LoopMonitor, cosine_clustering, read_log, training_phases
     from dynloop.outcome import Outcome
-    from dynloop.recording import attention_of, capture, prompt_states, record, step_statistics
+    from dynloop.recording import (
+        attention_of,
+        capture,
+        coda_lens,
+        logit_lens,
+        prompt_states,
+        record,
+        span_attention,
+        span_importance,
+        span_removal,
+        step_statistics,
+    )
     from dynloop.report import Report, explorer
     from dynloop.stages import (
         StageClusters,
         anisotropy,
         cka,
+        depth_extrapolation,
         layer_cka,
         layer_cosine,
         matrix_entropy,
         mirroring,
+        neuron_classes,
         profile_by,
         stage_clusters,
         stage_profile,

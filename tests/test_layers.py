@@ -92,3 +92,8 @@ def test_an_unknown_name_is_an_attribute_error():
 def test_no_module_is_named_after_a_public_function_of_the_package():
     # Python binds a submodule's name on its package: dynloop.capture could not be both
     assert not {m.name for m in pkgutil.iter_modules(dynloop.__path__)} & set(dynloop.__all__)
+
+
+@pytest.mark.parametrize("name", dynloop.__all__)
+def test_a_public_name_is_not_the_module_of_that_name(name):
+    assert not inspect.ismodule(getattr(dynloop, name))
