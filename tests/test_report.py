@@ -462,7 +462,7 @@ def test_every_estimate_says_what_was_counted_and_left_out(report):
     for estimate in report.estimates:
         assert estimate.resample == "prompt"
         assert estimate.n_units == PROMPTS
-        whole = PROMPTS if estimate.name.startswith("stage_profile") else N  # a row a prompt; of the others a row a token
+        whole = PROMPTS if estimate.name.startswith("stage_profile") else N  # a row a prompt, of the others a token
         assert estimate.n + sum(estimate.excluded.values()) == whole
         assert estimate.labels["model"] in MODELS
         assert estimate.labels["layer"] in (1, 2)
