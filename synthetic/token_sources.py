@@ -169,7 +169,7 @@ def as_system(block: TokenBlock) -> System:
         exact |= {"regime": "fixed point", "fixed_point": block.fixed_point().ravel()}
     dim = math.prod(block.shape)
     return System(f"tokens, sources {', '.join(map(str, block.sources)) or 'none'}", dim,
-                  lambda rng, n: rng.normal(size=(n, dim)), step, transient=150 if block.sources else 0, exact=exact)
+                  lambda rng, n: rng.normal(size=(n, dim)), step, transient=70 if block.sources else 0, exact=exact)
 
 
 SYSTEMS = tuple(as_system(source_block(sources)) for sources in ((), (3,), (2, 5)))
