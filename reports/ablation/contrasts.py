@@ -83,11 +83,12 @@ def between_seeds(seeds: Sequence[int], plus: np.ndarray, minus: np.ndarray) -> 
     gaps = np.asarray(plus) - np.asarray(minus)
     spread, n = float(gaps.std(ddof=1)), len(seeds)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * spread * math.sqrt(2 / n)
-    return {"value": found.value, "low": found.low, "high": found.high, "condition_mean": float(np.mean(plus)),
+    value = found.value if abs(found.value) > 1e-12 * np.abs([plus, minus]).max() else 0.0  # not the dust of sums
+    return {"value": value, "low": found.low, "high": found.high, "condition_mean": float(np.mean(plus)),
             "baseline_mean": float(np.mean(minus)), "p_value": found.p_value, "test": found.test,
             "method": found.method, "confidence_level": LEVEL, "n_seeds": len(seeds), "seeds": list(seeds),
             "per_seed": gaps.tolist(), "sd": spread,
-            "rerun_low": found.value - reach, "rerun_high": found.value + reach,
+            "rerun_low": value - reach, "rerun_high": value + reach,
             "detectable": detectable_effect(seeds=len(seeds), components=spread / math.sqrt(2), paired=True,
                                             power=POWER) if spread > 1e-12 else math.nan,
             "notes": [note for note in found.notes if "no spread" in note]}
