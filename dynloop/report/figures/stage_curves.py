@@ -121,6 +121,11 @@ def stage_curves(profile: Measurement, *, grouping: str = "depth", quantities: S
             axes.margins(x=0.02)
         if name == "sink_rate":
             axes.set_ylim(-0.04, 1.04)
+        else:  # what differs by rounding alone is one level, not a picture of rounding
+            low, high = axes.get_ylim()
+            least = 1e-3 * max(abs(low), abs(high))
+            if high - low < least:
+                axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)
         mean = found["mean"].values
         texts.append(f"{WORDS.get(name, name).capitalize()}: from {np.nanmin(mean):.3g} to {np.nanmax(mean):.3g}"
                      + (f"; uniform attention {null:.3g}" if null is not None else ""))
