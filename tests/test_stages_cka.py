@@ -254,10 +254,11 @@ def test_pairs_of_tokens_give_what_sums_over_features_give(seed, sizes):
 def test_blocks_of_prompts_change_nothing(monkeypatch, rng):
     states = rng.normal(size=(7, 3, 4, 5))
     whole = dependences(states.__getitem__, 7, every)
-    monkeypatch.setattr(token_pairs, "_BYTES", 2 * states[0].nbytes * 2)
-    parts = dependences(states.__getitem__, 7, every)
-    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-12)
-    np.testing.assert_allclose(parts[1], whole[1], rtol=1e-12)
+    for size in (4 * states[0].nbytes, 1):  # two prompts at a time; one prompt, and one of its tokens, at a time
+        monkeypatch.setattr(token_pairs, "_BYTES", size)
+        parts = dependences(states.__getitem__, 7, every)
+        np.testing.assert_allclose(parts[0], whole[0], rtol=1e-12)
+        np.testing.assert_allclose(parts[1], whole[1], rtol=1e-12)
 
 
 def test_some_recurrences_are_those_rows_of_all(rng):

@@ -251,7 +251,8 @@ def layer_cka(source: Store | Trajectories, other: Store | Trajectories | None =
         ValueError: fewer than 5 prompts, a recurrence that was not recorded, or what `layer_cosine` refuses.
 
     Misleads:
-        As `cka`.
+        As `cka`. Time grows with the square of the number of all tokens: 64 prompts of 96 at 256 depths take a
+        minute on two cores. Of long prompts record some positions.
 
     Source:
         See `cka`.

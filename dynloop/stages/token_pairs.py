@@ -76,15 +76,25 @@ def _pairs(read: Read, other: Read | None, n: int, join: Join) -> tuple[np.ndarr
                 for h, (v, w) in zip(columns, right, strict=True):
                     if h <= g:
                         continue
-                    gram = x @ v.swapaxes(-1, -2)
-                    its = gram if other is None else y @ w.swapaxes(-1, -2)
-                    found = 2 * join(gram, its) / (gram.shape[-1] * gram.shape[-2])
+                    found = 2 * _product(x, v, y, w, join, same=other is None)
                     if not len(parts):
                         total, parts = np.zeros_like(found), np.zeros((n, *found.shape))
                     total += found
                     parts[g] += found
                     parts[h] += found
     return total, parts
+
+
+def _product(x: np.ndarray, v: np.ndarray, y: np.ndarray, w: np.ndarray, join: Join, *, same: bool) -> np.ndarray:
+    """mean_st K_st L_st for K = x v' and L = y w', a few tokens s at a time where Gram matrices of all are large."""
+    n_one, n_two = x.shape[1], v.shape[1]
+    step = max(1, _BYTES // (8 * n_two * (len(x) + len(y))))
+    found = np.zeros(0)
+    for first in range(0, n_one, step):
+        gram = x[:, first:first + step] @ v.swapaxes(-1, -2)
+        part = join(gram, gram if same else y[:, first:first + step] @ w.swapaxes(-1, -2))
+        found = found + part if len(found) else part
+    return found / (n_one * n_two)
 
 
 def _triples(read: Read, other: Read | None, n: int,
